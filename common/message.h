@@ -1,0 +1,114 @@
+#ifndef COMMON_MESSAGE_H
+#define COMMON_MESSAGE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct buffer;
+
+/* The protocol's version, first in CONFIG. Raise it whenever a message changes its shape. */
+#define MESSAGE_VERSION 1
+
+enum message_type {
+	/* supervisor to writer */
+	MESSAGE_CONFIG = 1,
+	MESSAGE_RECORD = 2,
+	MESSAGE_FLUSH = 3,
+	/* writer to supervisor */
+	MESSAGE_READY = 16,
+	MESSAGE_COMMITTED = 17,
+	MESSAGE_TROUBLE = 18,
+	MESSAGE_DRAINED = 19,
+};
+
+enum trouble_class {
+	TROUBLE_TRANSIENT,
+	TROUBLE_CONFIGURATION,
+	TROUBLE_DATA,
+};
+
+/* Bytes of text or payload, not terminated; s may be NULL when n is 0. */
+struct text {
+	const char *s;
+	size_t n;
+};
+
+#define RECORD_PROPERTIES_MAX 64
+
+/* One MQTT message. payload.n < payload_size means that only its first bytes were kept. */
+struct record {
+	uint64_t seq;
+	int64_t time;
+	struct text topic;
+	struct text payload;
+	uint64_t payload_size;
+	uint8_t qos;
+	bool retain;
+	uint16_t packet_id;
+	struct text content_type;
+	size_t property_count;
+	struct text properties[2 * RECORD_PROPERTIES_MAX]; /* name, value, name, value, … */
+};
+
+struct message {
+	enum message_type type;
+	union {
+		struct {
+			uint64_t version;
+			uint64_t lane;
+			struct text stream;
+			struct text text;
+		} config;
+		struct record record;
+		struct {
+			uint64_t pid;
+			struct text server;
+			uint64_t committed;
+		} ready;
+		/* Counts since the last COMMITTED; the duration in microseconds. */
+		struct {
+			uint64_t watermark;
+			uint64_t rows;
+			uint64_t dead_letters;
+			uint64_t batches;
+			uint64_t duration;
+		} committed;
+		struct {
+			uint64_t class;
+			struct text sqlstate;
+			struct text text;
+		} trouble;
+		/* Counts since the writer's start. */
+		struct {
+			uint64_t watermark;
+			uint64_t rows;
+			uint64_t dead_letters;
+			uint64_t batches;
+		} drained;
+	};
+};
+
+enum message_result {
+	MESSAGE_OK,
+	MESSAGE_MORE,
+	MESSAGE_BAD,
+};
+
+/* Which byte of the message is wrong, counted from its first, and why. */
+struct message_fault {
+	size_t offset;
+	char reason[160];
+};
+
+struct text text_from(const char *);
+size_t message_record_max(const struct record *);
+size_t message_cap(size_t);
+int message_encode(struct buffer *, const struct message *);
+int message_encode_record(struct buffer *, const struct record *);
+enum message_result message_decode(
+    const uint8_t *, size_t, size_t, struct message *, size_t *, struct message_fault *);
+const char *message_name(uint64_t);
+const char *trouble_name(uint64_t);
+
+#endif

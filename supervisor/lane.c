@@ -1,0 +1,454 @@
+/*
+ * One lane: a writer process, the channel to it and the backlog of what it has not yet made
+ * durable.
+ *
+ * A writer that dies costs a respawn and a replay of this backlog, never a record, and nothing of
+ * another lane. Must never believe a writer: a message that makes no sense ends it.
+ */
+#include "lane.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "children.h"
+#include "clock.h"
+#include "log.h"
+#include "policy.h"
+#include "signals.h"
+
+/* Writers send numbers and short texts. */
+#define FROM_WRITER_MAX (64 * 1024)
+#define IOV_PARTS 16
+/* From the end of its channel to the end of the process. */
+#define DYING_TIMEOUT (5 * CLOCK_SECOND)
+#define TROUBLE_LOGGED_EVERY (60 * CLOCK_SECOND)
+
+/* cfg and stream must outlive the lane. */
+void
+lane_init(struct lane *l, int index, const struct config *cfg, const char *stream)
+{
+	*l = (struct lane){.index = index, .cfg = cfg, .stream = stream, .channel = {.fd = -1}};
+	backlog_init(&l->backlog);
+}
+
+void
+lane_free(struct lane *l)
+{
+	channel_close(&l->channel);
+	backlog_free(&l->backlog);
+}
+
+static int
+queue_config(struct lane *l)
+{
+	struct message m = {.type = MESSAGE_CONFIG};
+	struct buffer text = {0};
+	int rc = -1;
+
+	if (config_to_text(l->cfg, &text) == 0) {
+		m.config.version = MESSAGE_VERSION;
+		m.config.lane = (uint64_t)l->index;
+		m.config.stream = text_from(l->stream);
+		m.config.text = (struct text){(char *)buffer_head(&text), buffer_size(&text)};
+		rc = channel_queue(&l->channel, &m);
+	}
+	buffer_free(&text);
+	return rc;
+}
+
+static int
+spawn_failed(struct lane *l, const char *what, int64_t now)
+{
+	int64_t delay = policy_backoff(100 * CLOCK_MS, 30 * CLOCK_SECOND, l->failures++);
+
+	log_error("writer_not_started", LOG_I("lane", l->index), LOG_S("step", what),
+	    LOG_ERRNO(errno), LOG_T("retry_in", delay));
+	channel_close(&l->channel);
+	l->respawn_at = now + delay;
+	return -1;
+}
+
+/* Starts a writer. On failure the lane stays down and tries again later. Returns -1 then. */
+int
+lane_spawn(struct lane *l, int64_t now)
+{
+	int fd[2];
+
+	if (channel_pair(fd) == -1)
+		return spawn_failed(l, "socketpair", now);
+	l->pid = children_spawn_writer(fd[1]);
+	close(fd[1]);
+	if (channel_init(&l->channel, fd[0], FROM_WRITER_MAX) == -1 || l->pid == -1) {
+		l->channel.fd = fd[0];
+		return spawn_failed(l, "fork", now);
+	}
+	l->state = LANE_STARTING;
+	l->heard = now;
+	l->blocked = l->flush_wanted = l->finishing = l->drained = false;
+	log_info("writer_started", LOG_I("lane", l->index), LOG_I("pid", l->pid));
+	if (queue_config(l) == -1) {
+		lane_kill(l, "out of memory for its configuration");
+		return -1;
+	}
+	lane_send(l, now);
+	return 0;
+}
+
+/* Kills the writer; reason is for the log, NULL to say nothing. lane_died() follows. */
+void
+lane_kill(struct lane *l, const char *reason)
+{
+	if (l->pid <= 0)
+		return;
+	if (reason != NULL)
+		log_error("writer_killed", LOG_I("lane", l->index), LOG_I("pid", l->pid),
+		    LOG_S("reason", reason),
+		    LOG_S("next", "replaced; its unconfirmed records are sent again"));
+	kill(l->pid, SIGKILL);
+	l->closed_at = 0;
+	l->state = LANE_DYING;
+}
+
+static void
+channel_failed(struct lane *l, enum channel_result result)
+{
+	/* A writer whose channel has ended is as good as dead; reaping says how it died. */
+	if (result == CHANNEL_ERROR)
+		log_error("channel_failed", LOG_I("lane", l->index), LOG_I("pid", l->pid),
+		    LOG_ERRNO(errno));
+	l->state = LANE_DYING;
+	l->closed_at = clock_monotonic();
+}
+
+/* Writes as much as the channel takes: what was queued, then records if the writer is READY. */
+void
+lane_send(struct lane *l, int64_t now)
+{
+	struct iovec iov[IOV_PARTS];
+	enum channel_result result = CHANNEL_OK;
+	bool idle = l->backlog.sent == 0 && l->backlog.partial == 0;
+	size_t sent, before = l->backlog.sent;
+	int n;
+
+	l->blocked = false;
+	while (result == CHANNEL_OK && (l->state == LANE_STARTING || l->state == LANE_READY)) {
+		n = l->state == LANE_READY && !l->finishing
+		    ? backlog_unsent(&l->backlog, iov, IOV_PARTS)
+		    : 0;
+		if (n == 0 && buffer_size(&l->channel.out) == 0)
+			break;
+		result = channel_write(&l->channel, iov, n, &sent);
+		backlog_mark_sent(&l->backlog, sent);
+	}
+	l->sent += l->backlog.sent - before;
+	/* The clock of its silence starts with the work. */
+	if (idle && l->backlog.sent > 0)
+		l->heard = now;
+	if (result == CHANNEL_AGAIN)
+		l->blocked = true;
+	else if (result != CHANNEL_OK)
+		channel_failed(l, result);
+	else if (l->flush_wanted && l->state == LANE_READY)
+		lane_flush(l, now);
+}
+
+/* Lets the writer commit at once what it holds, as soon as all is sent. */
+void
+lane_flush(struct lane *l, int64_t now)
+{
+	struct message m = {.type = MESSAGE_FLUSH};
+
+	l->flush_wanted = l->backlog.count > 0 && !l->finishing;
+	if (!l->flush_wanted || l->state != LANE_READY || l->backlog.sent < l->backlog.count)
+		return;
+	l->flush_wanted = false;
+	if (channel_queue(&l->channel, &m) == 0)
+		lane_send(l, now);
+}
+
+/* True when the writer has read all that there is for it. */
+bool
+lane_handed_over(const struct lane *l)
+{
+	return l->backlog.sent == l->backlog.count &&
+	    (l->backlog.count == 0 || (l->channel.fd != -1 && channel_taken(&l->channel)));
+}
+
+/* Tells the writer to read its channel to the end, commit, report and exit. */
+void
+lane_finish(struct lane *l)
+{
+	if (l->finishing || l->pid <= 0 || l->state == LANE_DYING)
+		return;
+	l->finishing = true;
+	shutdown(l->channel.fd, SHUT_WR);
+	kill(l->pid, SIGUSR1);
+}
+
+/* ---- what a writer says ---- */
+
+static const char *
+trouble_next(uint64_t class)
+{
+	switch (class) {
+	case TROUBLE_CONFIGURATION:
+		return "holding, nothing is acknowledged; trying again every few seconds until it "
+		       "is mended";
+	case TROUBLE_DATA:
+		return "holding this lane, nothing is dropped; trying again every few seconds";
+	default:
+		return "holding, nothing is acknowledged; the writer goes on trying";
+	}
+}
+
+static void
+on_trouble(struct lane *l, const struct message *m, int64_t now)
+{
+	char text[1024], sqlstate[6];
+	bool changed;
+
+	/* Without a text it is a sign of life from a writer that waits, and no trouble yet. */
+	if (m->trouble.text.n == 0)
+		return;
+	snprintf(text, sizeof(text), "%.*s", (int)m->trouble.text.n, m->trouble.text.s);
+	snprintf(
+	    sqlstate, sizeof(sqlstate), "%.*s", (int)m->trouble.sqlstate.n, m->trouble.sqlstate.s);
+	changed = l->trouble_since == 0 || strcmp(sqlstate, l->trouble_sqlstate) != 0;
+	if (l->trouble_since == 0)
+		l->trouble_since = now;
+	if (!changed && now - l->trouble_logged < TROUBLE_LOGGED_EVERY)
+		return;
+	l->trouble_logged = now;
+	strcpy(l->trouble_sqlstate, sqlstate);
+	log_error("database_trouble", LOG_I("lane", l->index),
+	    LOG_S("class", trouble_name(m->trouble.class)),
+	    LOG_S("sqlstate", *sqlstate != '\0' ? sqlstate : NULL), LOG_S("reason", text),
+	    LOG_U("waiting", l->backlog.count), LOG_T("for", now - l->trouble_since),
+	    LOG_S("next", trouble_next(m->trouble.class)));
+}
+
+static void
+trouble_over(struct lane *l, int64_t now)
+{
+	if (l->trouble_since == 0)
+		return;
+	log_info(
+	    "database_recovered", LOG_I("lane", l->index), LOG_T("after", now - l->trouble_since));
+	l->trouble_since = 0;
+	l->trouble_sqlstate[0] = '\0';
+}
+
+static bool
+on_committed(struct lane *l, const struct message *m, int64_t now)
+{
+	int64_t n = backlog_durable(&l->backlog, m->committed.watermark);
+	uint64_t dead = m->committed.dead_letters;
+
+	if (n == -1) {
+		lane_kill(l, "it confirmed records that it was not sent");
+		return false;
+	}
+	/* Records are counted here, where each is known to be one; rows are the writer's own count.
+	 */
+	if (dead > (uint64_t)n) {
+		lane_kill(l, "it counts more dead letters than records");
+		dead = (uint64_t)n;
+	}
+	l->totals.committed += (uint64_t)n - dead;
+	l->totals.dead_lettered += dead;
+	l->totals.rows += m->committed.rows;
+	l->totals.batches += m->committed.batches;
+	trouble_over(l, now);
+	log_debug("committed", LOG_I("lane", l->index), LOG_U("watermark", m->committed.watermark),
+	    LOG_U("rows", m->committed.rows), LOG_U("dead_letters", dead),
+	    LOG_T("took", (int64_t)m->committed.duration));
+	return true;
+}
+
+static void
+on_ready(struct lane *l, const struct message *m, int64_t now)
+{
+	char server[64];
+
+	snprintf(server, sizeof(server), "%.*s", (int)m->ready.server.n, m->ready.server.s);
+	trouble_over(l, now);
+	/* A second READY means that it had lost its database and has it back. */
+	if (l->state == LANE_STARTING)
+		log_info("writer_ready", LOG_I("lane", l->index), LOG_I("pid", l->pid),
+		    LOG_S("server", server), LOG_U("to_send", l->backlog.count));
+	l->state = LANE_READY;
+	l->ready_at = now;
+	lane_send(l, now);
+}
+
+static bool
+on_message(struct lane *l, const struct message *m, int64_t now)
+{
+	char reason[96];
+
+	l->heard = now;
+	switch (m->type) {
+	case MESSAGE_READY:
+		on_ready(l, m, now);
+		return true;
+	case MESSAGE_COMMITTED:
+		return on_committed(l, m, now);
+	case MESSAGE_TROUBLE:
+		on_trouble(l, m, now);
+		return true;
+	case MESSAGE_DRAINED:
+		l->drained = true;
+		log_debug("drained", LOG_I("lane", l->index), LOG_U("rows", m->drained.rows),
+		    LOG_U("batches", m->drained.batches));
+		return true;
+	default:
+		snprintf(reason, sizeof(reason), "it sent %s, which is ours to send",
+		    message_name(m->type));
+		lane_kill(l, reason);
+		return false;
+	}
+}
+
+/* Reads what the writer has said, at most one read(2). False at the end of the channel. */
+static bool
+hear(struct lane *l, int64_t now)
+{
+	enum channel_result result = channel_read(&l->channel);
+	enum message_result rc;
+	struct message_fault fault;
+	char reason[256];
+	struct message m;
+
+	while ((rc = channel_next(&l->channel, &m, &fault)) == MESSAGE_OK) {
+		if (!on_message(l, &m, now))
+			return false;
+	}
+	if (rc == MESSAGE_BAD) {
+		snprintf(reason, sizeof(reason), "malformed message on its channel, byte %zu: %s",
+		    fault.offset, fault.reason);
+		lane_kill(l, reason);
+		return false;
+	}
+	if (result == CHANNEL_OK || result == CHANNEL_AGAIN)
+		return result == CHANNEL_OK;
+	if (l->state != LANE_DYING)
+		channel_failed(l, result);
+	return false;
+}
+
+/* ---- the loop's hooks ---- */
+
+void
+lane_prepare(const struct lane *l, struct pollfd *p)
+{
+	bool alive = l->state == LANE_STARTING || l->state == LANE_READY;
+
+	*p = (struct pollfd){.fd = alive ? l->channel.fd : -1, .events = POLLIN};
+	if (alive && l->blocked)
+		p->events |= POLLOUT;
+}
+
+void
+lane_dispatch(struct lane *l, short revents, int64_t now)
+{
+	if ((revents & (POLLIN | POLLHUP | POLLERR)) != 0)
+		hear(l, now);
+	if ((revents & POLLOUT) != 0)
+		lane_send(l, now);
+}
+
+static void
+log_death(const struct lane *l, pid_t pid, int status, const char *next, int64_t delay)
+{
+	const char *signal_name = WIFSIGNALED(status) ? signals_name(WTERMSIG(status)) : NULL;
+	struct log_field how = LOG_S("signal", signal_name);
+
+	if (signal_name == NULL)
+		how = LOG_I("status", WEXITSTATUS(status));
+	log_error("writer_exited", LOG_I("lane", l->index), LOG_I("pid", pid), how,
+	    LOG_S("meaning", policy_meaning(status)), LOG_U("unconfirmed", l->backlog.count),
+	    LOG_S("next", next), LOG_T("respawn_in", delay));
+}
+
+/*
+ * The writer has been reaped. What it had said before is heard first: a commit that it reported is
+ * a commit. Returns 0, or the status with which the service must end. ending: writers exit because
+ * they were told to.
+ */
+int
+lane_died(struct lane *l, int status, bool ending, int64_t now)
+{
+	struct policy_verdict v;
+	int64_t healthy = l->ready_at > 0 ? now - l->ready_at : 0;
+	pid_t pid = l->pid;
+
+	/* Reaped: the number may be another process's by now, and must not be killed any more. */
+	l->pid = 0;
+	l->state = LANE_DYING;
+	while (hear(l, now))
+		;
+	channel_close(&l->channel);
+	backlog_rewind(&l->backlog);
+	l->ready_at = 0;
+	if (l->drained && ending && WIFEXITED(status) && WEXITSTATUS(status) == 0) {
+		l->state = LANE_DONE;
+		return 0;
+	}
+	v = policy_death(status, healthy, l->failures);
+	l->failures = v.failures;
+	l->respawn_at = now + v.delay;
+	if (v.action == POLICY_STOP_SERVICE)
+		log_death(l, pid, status, "stopping: no respawn can mend the configuration", 0);
+	else if (ending && l->backlog.count == 0)
+		log_death(l, pid, status, "none: it held nothing", 0);
+	else
+		log_death(
+		    l, pid, status, "respawned; its unconfirmed records are sent again", v.delay);
+	l->state = v.action == POLICY_STOP_SERVICE || (ending && l->backlog.count == 0) ? LANE_DONE
+											: LANE_DOWN;
+	return v.action == POLICY_STOP_SERVICE ? WEXITSTATUS(status) : 0;
+}
+
+static bool
+owes_word(const struct lane *l)
+{
+	return l->state == LANE_STARTING || (l->state == LANE_READY && l->backlog.sent > 0);
+}
+
+static int64_t
+dying_until(const struct lane *l)
+{
+	return l->closed_at == 0 ? CLOCK_NEVER : l->closed_at + DYING_TIMEOUT;
+}
+
+/* Respawns what is due, and kills a writer that has fallen silent over its work. */
+void
+lane_check(struct lane *l, int64_t now)
+{
+	if (l->state == LANE_DOWN && now >= l->respawn_at)
+		lane_spawn(l, now);
+	if (owes_word(l) && now - l->heard >= l->cfg->writer_timeout) {
+		log_error("writer_hung", LOG_I("lane", l->index), LOG_I("pid", l->pid),
+		    LOG_T("silent_for", now - l->heard), LOG_U("unconfirmed", l->backlog.count),
+		    LOG_S("next", "killed and replaced"));
+		lane_kill(l, NULL);
+	}
+	/* It has closed its channel and does not end. */
+	if (l->state == LANE_DYING && now >= dying_until(l))
+		lane_kill(l, NULL);
+}
+
+int64_t
+lane_deadline(const struct lane *l)
+{
+	if (l->state == LANE_DOWN)
+		return l->respawn_at;
+	if (l->state == LANE_DYING)
+		return dying_until(l);
+	return owes_word(l) ? l->heard + l->cfg->writer_timeout : CLOCK_NEVER;
+}

@@ -1,0 +1,67 @@
+#ifndef SUPERVISOR_LANE_H
+#define SUPERVISOR_LANE_H
+
+#include <poll.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "backlog.h"
+#include "channel.h"
+#include "config.h"
+
+enum lane_state {
+	LANE_DOWN,     /* no process; respawn at respawn_at */
+	LANE_STARTING, /* the writer has not yet reached the database */
+	LANE_READY,
+	LANE_DYING, /* its channel has ended or it was killed; to be reaped */
+	LANE_DONE,  /* drained and reaped, for good */
+};
+
+/* Since the start of the supervisor, over all writers of the lane. */
+struct lane_totals {
+	uint64_t committed; /* records that became rows */
+	uint64_t dead_lettered;
+	uint64_t rows;
+	uint64_t batches;
+};
+
+struct lane {
+	int index;
+	const struct config *cfg;
+	const char *stream;
+	enum lane_state state;
+	struct backlog backlog;
+	struct channel channel;
+	pid_t pid;
+	int64_t ready_at;  /* when READY came */
+	int64_t heard;     /* when the writer last spoke, or got work after having none */
+	int64_t closed_at; /* when its channel ended by itself, 0 if it did not */
+	int64_t respawn_at;
+	unsigned failures;
+	bool blocked;          /* the channel is full: ask for POLLOUT */
+	bool flush_wanted;     /* FLUSH is owed, once all is sent */
+	bool finishing;        /* told to read to the end, commit and exit */
+	bool drained;          /* DRAINED came */
+	int64_t trouble_since; /* 0 when the database is well */
+	int64_t trouble_logged;
+	char trouble_sqlstate[6];
+	struct lane_totals totals;
+	uint64_t sent; /* records, those sent again included */
+};
+
+void lane_init(struct lane *, int, const struct config *, const char *);
+int lane_spawn(struct lane *, int64_t);
+void lane_send(struct lane *, int64_t);
+void lane_prepare(const struct lane *, struct pollfd *);
+void lane_dispatch(struct lane *, short, int64_t);
+void lane_flush(struct lane *, int64_t);
+void lane_finish(struct lane *);
+void lane_kill(struct lane *, const char *);
+int lane_died(struct lane *, int, bool, int64_t);
+void lane_check(struct lane *, int64_t);
+int64_t lane_deadline(const struct lane *);
+bool lane_handed_over(const struct lane *);
+void lane_free(struct lane *);
+
+#endif

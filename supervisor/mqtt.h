@@ -1,0 +1,75 @@
+#ifndef SUPERVISOR_MQTT_H
+#define SUPERVISOR_MQTT_H
+
+#include <poll.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "config.h"
+#include "dialer.h"
+#include "gate.h"
+#include "message.h"
+
+struct mosquitto;
+
+enum mqtt_state {
+	MQTT_WAITING,    /* for the time or the address of the next attempt */
+	MQTT_CONNECTING, /* TCP, TLS, CONNECT, up to CONNACK */
+	MQTT_OPEN,
+	MQTT_LEAVING, /* DISCONNECT is on its way, then the broker's end of file */
+	MQTT_CLOSED,  /* for good */
+};
+
+enum mqtt_receipt {
+	MQTT_TAKEN,
+	MQTT_TAKEN_FULL, /* taken, but read no more for now */
+	MQTT_NO_MEMORY,  /* not taken */
+};
+
+/* Called for every message. seq is the receiver's to give; the texts are gone after the call. */
+typedef enum mqtt_receipt mqtt_receive(void *, struct record *);
+
+struct mqtt {
+	const struct config *cfg;
+	mqtt_receive *receive;
+	void *arg;
+	struct mosquitto *mosq;
+	enum mqtt_state state;
+	struct dialer dialer;
+	struct gate gate;
+	char broker[300];   /* host:port for the log */
+	char why[256];      /* the reason of the end that is coming */
+	bool lost;          /* a callback saw the end of the connection */
+	bool full;          /* the receiver wants a pause */
+	bool intake_closed; /* stopping: read no more */
+	bool tcp_up;
+	bool reading;            /* POLLIN was asked for */
+	bool had_session;        /* the broker should know us */
+	bool subscribed;         /* in this process's lifetime, without a loss of the session */
+	int drain_fd;            /* while leaving */
+	int64_t now;             /* of this turn of the loop */
+	int64_t deadline;        /* of CONNECTING and LEAVING */
+	int64_t opened;          /* when */
+	int64_t keepalive;       /* microseconds */
+	int64_t last_out;        /* when bytes last left */
+	int64_t misc_at;         /* next mosquitto_loop_misc() */
+	int64_t resubscribe_at;  /* a filter was refused */
+	int ping_left;           /* bytes of a PINGREQ of ours that are not out yet */
+	int64_t closures[3];     /* the last ends of file, for the recognition of a twin */
+	uint64_t unacknowledged; /* at the last loss of a connection */
+	uint64_t properties_left_out;
+};
+
+int mqtt_init(struct mqtt *, const struct config *, mqtt_receive *, void *, int64_t);
+void mqtt_go(struct mqtt *, int64_t);
+void mqtt_prepare(struct mqtt *, struct pollfd *, const struct gate_view *);
+void mqtt_dispatch(struct mqtt *, short, const struct gate_view *);
+void mqtt_gate(struct mqtt *, const struct gate_view *);
+int64_t mqtt_deadline(const struct mqtt *, const struct gate_view *);
+void mqtt_close_intake(struct mqtt *);
+void mqtt_leave(struct mqtt *, int64_t);
+void mqtt_abandon(struct mqtt *);
+uint64_t mqtt_unacknowledged(const struct mqtt *);
+void mqtt_reaped(struct mqtt *, pid_t);
+
+#endif

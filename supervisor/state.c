@@ -1,0 +1,175 @@
+/*
+ * The state directory: the lock that keeps a second instance out, and the client id that must stay
+ * the same, or the broker's queue for us is lost.
+ *
+ * Must never go on without the lock: two supervisors on one directory would undo each other's work.
+ */
+#include "state.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sysexits.h>
+#include <unistd.h>
+#include <uuid/uuid.h>
+
+#include "log.h"
+
+#define CLIENT_ID_MAX 65535
+
+/* What --state-dir means when it is not given: systemd's, root's, or the user's own place. */
+static char *
+default_directory(void)
+{
+	const char *base;
+	char *dir = NULL;
+
+	base = getenv("STATE_DIRECTORY");
+	if (base != NULL && *base != '\0')
+		return strndup(base, strcspn(base, ":"));
+	if (geteuid() == 0)
+		return strdup("/var/lib/ingestd");
+	base = getenv("XDG_STATE_HOME");
+	if (base != NULL && *base == '/')
+		return asprintf(&dir, "%s/ingestd", base) == -1 ? NULL : dir;
+	base = getenv("HOME");
+	if (base == NULL || *base != '/')
+		return NULL;
+	return asprintf(&dir, "%s/.local/state/ingestd", base) == -1 ? NULL : dir;
+}
+
+/* mkdir -p, private to us. */
+static int
+make_directory(const char *dir)
+{
+	char path[PATH_MAX], *p;
+
+	if (strlen(dir) >= sizeof(path)) {
+		errno = ENAMETOOLONG;
+		return -1;
+	}
+	strcpy(path, dir);
+	for (p = path + 1; *p != '\0'; p++) {
+		if (*p != '/')
+			continue;
+		*p = '\0';
+		if (mkdir(path, 0755) == -1 && errno != EEXIST)
+			return -1;
+		*p = '/';
+	}
+	return mkdir(path, 0700) == -1 && errno != EEXIST ? -1 : 0;
+}
+
+static int
+refuse(const char *what, const char *dir, int e, const char *next)
+{
+	log_error("state_dir_unusable", LOG_S("state_dir", dir), LOG_S("step", what), LOG_ERRNO(e),
+	    LOG_S("next", next));
+	return EX_CANTCREAT;
+}
+
+/* Takes the lock for as long as this process lives: the descriptor stays open on purpose. */
+static int
+take_lock(int dirfd, const char *dir)
+{
+	int fd = openat(dirfd, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+
+	if (fd == -1)
+		return refuse("open the file lock", dir, errno,
+		    "giving up; make the directory writable for this user or choose another with "
+		    "--state-dir");
+	if (flock(fd, LOCK_EX | LOCK_NB) == -1) {
+		char pid[32] = "";
+		ssize_t n = pread(fd, pid, sizeof(pid) - 1, 0);
+
+		if (errno != EWOULDBLOCK)
+			return refuse("lock the file lock", dir, errno, "giving up");
+		pid[n > 0 ? strcspn(pid, "\n") : 0] = '\0';
+		log_error("state_dir_held", LOG_S("state_dir", dir), LOG_S("holder_pid", pid),
+		    LOG_S("reason", "another ingestd is running on this state directory"),
+		    LOG_S("next",
+			"giving up; stop the other one, or give this one its own --state-dir"));
+		return EX_TEMPFAIL;
+	}
+	if (ftruncate(fd, 0) == -1 || dprintf(fd, "%d\n", (int)getpid()) < 0)
+		return refuse("write the file lock", dir, errno, "giving up; is the disk full?");
+	return 0;
+}
+
+static int
+make_client_id(int dirfd, const char *dir, char **id)
+{
+	char text[64] = "ingestd-";
+	uuid_t uuid;
+	int fd;
+
+	uuid_generate(uuid);
+	uuid_unparse_lower(uuid, text + strlen(text));
+	/* Written aside and moved into place: half an id would be another id. */
+	fd = openat(dirfd, "client-id.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd == -1 || dprintf(fd, "%s\n", text) < 0 || fsync(fd) == -1 ||
+	    renameat(dirfd, "client-id.new", dirfd, "client-id") == -1 || fsync(dirfd) == -1)
+		return refuse("write the file client-id", dir, errno, "giving up");
+	close(fd);
+	*id = strdup(text);
+	return 0;
+}
+
+static int
+read_client_id(int dirfd, const char *dir, char **id)
+{
+	static char text[CLIENT_ID_MAX + 2];
+	int fd = openat(dirfd, "client-id", O_RDONLY | O_CLOEXEC);
+	ssize_t n;
+
+	if (fd == -1 && errno == ENOENT)
+		return make_client_id(dirfd, dir, id);
+	if (fd == -1)
+		return refuse("read the file client-id", dir, errno, "giving up");
+	n = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	text[n > 0 ? n : 0] = '\0';
+	text[strcspn(text, "\n")] = '\0';
+	if (*text == '\0') {
+		log_error("state_dir_unusable", LOG_S("state_dir", dir),
+		    LOG_S("reason", "the file client-id is empty"),
+		    LOG_S("next",
+			"giving up; write the client id into it, or remove it to get a new one, "
+			"and with it a new session at the broker"));
+		return EX_CANTCREAT;
+	}
+	*id = strdup(text);
+	return 0;
+}
+
+/*
+ * Makes the directory if need be, takes its lock and fills in cfg->state_dir and cfg->client_id.
+ * Returns 0, or the exit status, with the reason logged: 73 cannot be made, read or written, 75
+ * held by another instance.
+ */
+int
+state_open(struct config *cfg)
+{
+	int dirfd, rc;
+
+	if (cfg->state_dir == NULL)
+		cfg->state_dir = default_directory();
+	if (cfg->state_dir == NULL)
+		return refuse("find a place for it", "", ENOENT, "giving up; give --state-dir");
+	if (make_directory(cfg->state_dir) == -1)
+		return refuse("make it", cfg->state_dir, errno,
+		    "giving up; make it by hand for this user or choose another with --state-dir");
+	dirfd = open(cfg->state_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (dirfd == -1)
+		return refuse("open it", cfg->state_dir, errno, "giving up");
+	rc = take_lock(dirfd, cfg->state_dir);
+	if (rc == 0 && cfg->client_id == NULL)
+		rc = read_client_id(dirfd, cfg->state_dir, &cfg->client_id);
+	close(dirfd);
+	return rc;
+}

@@ -1,0 +1,41 @@
+#ifndef WORKER_BATCH_H
+#define WORKER_BATCH_H
+
+#include <stdbool.h>
+
+#include "buffer.h"
+#include "message.h"
+#include "payload.h"
+
+/* Bytes of COPY text at which a batch is full; the last record may go beyond. */
+#define BATCH_BYTES (1024 * 1024)
+
+/* What goes into one transaction. oldest is on the monotonic clock. */
+struct batch {
+	struct buffer rows;
+	struct buffer dead_letters;
+	uint64_t row_count;
+	uint64_t dead_letter_count;
+	uint64_t last_seq;
+	int64_t oldest;
+};
+
+enum batch_result {
+	BATCH_ROW,
+	BATCH_DEAD_LETTER,
+	BATCH_NO_MEMORY,
+};
+
+enum batch_result batch_add(
+    struct batch *, const struct record *, int lane, int64_t now, struct payload_verdict *);
+bool batch_full(const struct batch *, int64_t size);
+void batch_clear(struct batch *);
+void batch_free(struct batch *);
+
+static inline uint64_t
+batch_records(const struct batch *b)
+{
+	return b->row_count + b->dead_letter_count;
+}
+
+#endif

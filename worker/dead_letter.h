@@ -1,0 +1,13 @@
+#ifndef WORKER_DEAD_LETTER_H
+#define WORKER_DEAD_LETTER_H
+
+#include "buffer.h"
+#include "message.h"
+
+/* The columns that a line of dead_letter_append() fills, in its order. */
+#define DEAD_LETTER_COLUMNS \
+	"received, topic, payload, qos, retain, properties, lane, reason, sqlstate, detail"
+
+int dead_letter_append(struct buffer *, const struct record *, int lane, const char *reason);
+
+#endif

@@ -1,0 +1,196 @@
+/*
+ * What a writer tells: READY, COMMITTED, TROUBLE and DRAINED to its supervisor, dead letters to the
+ * log.
+ *
+ * TROUBLE is also the sign of life while the database keeps the writer waiting: a writer that is
+ * silent although it has work is killed and replaced. Must never wait for a supervisor that does
+ * not read, nor pile up messages for it.
+ */
+#include "report.h"
+
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "batch.h"
+#include "channel.h"
+#include "clock.h"
+#include "log.h"
+
+#define HEARTBEAT CLOCK_SECOND
+/* A transaction that takes longer is worth a line in the log. */
+#define TROUBLE_AFTER (5 * CLOCK_SECOND)
+/* At the very end: for a supervisor that is busy. */
+#define FINISH_TIMEOUT CLOCK_SECOND
+/* A flood of dead letters gets this many lines a second, and the number of the others. */
+#define LOGGED_A_SECOND 5
+#define TOPIC_SHOWN 200
+
+void
+report_init(struct report *r, struct channel *channel, int lane)
+{
+	*r = (struct report){.channel = channel, .lane = lane};
+}
+
+static void
+queue(struct report *r, const struct message *m)
+{
+	if (!r->deaf && channel_queue(r->channel, m) == -1)
+		log_error("message_lost", LOG_S("type", message_name(m->type)),
+		    LOG_S("reason", "out of memory"));
+}
+
+/* The database is reached and fit; server is its version as text. */
+void
+report_ready(struct report *r, const char *server)
+{
+	struct message m = {.type = MESSAGE_READY};
+
+	m.ready.pid = (uint64_t)getpid();
+	m.ready.server = text_from(server);
+	m.ready.committed = 0;
+	r->trouble = NULL;
+	queue(r, &m);
+}
+
+/* A batch is durable; duration in microseconds. */
+void
+report_committed(struct report *r, const struct batch *b, int64_t duration)
+{
+	struct message m = {.type = MESSAGE_COMMITTED};
+
+	if (b->last_seq > r->watermark)
+		r->watermark = b->last_seq;
+	r->rows += b->row_count;
+	r->dead_letters += b->dead_letter_count;
+	r->batches++;
+	r->trouble = NULL;
+	m.committed.watermark = r->watermark;
+	m.committed.rows = b->row_count;
+	m.committed.dead_letters = b->dead_letter_count;
+	m.committed.batches = 1;
+	m.committed.duration = (uint64_t)duration;
+	queue(r, &m);
+}
+
+/* Trouble has begun, or is another by now; t must stay good. The next heartbeat tells it. */
+void
+report_trouble(struct report *r, const struct trouble *t)
+{
+	r->trouble = t;
+}
+
+static void
+queue_trouble(struct report *r, enum trouble_class class, const char *sqlstate, const char *text)
+{
+	struct message m = {.type = MESSAGE_TROUBLE};
+
+	m.trouble.class = class;
+	m.trouble.sqlstate = text_from(sqlstate);
+	m.trouble.text = text_from(text);
+	/* The one that waits says enough. */
+	if (!report_waits(r))
+		queue(r, &m);
+}
+
+/*
+ * Tells of trouble, at most once a second, or of having waited for the database, if so since when,
+ * else CLOCK_NEVER. Returns when to call again.
+ */
+int64_t
+report_heartbeat(struct report *r, int64_t waiting_since, int64_t now)
+{
+	char text[80];
+
+	if (r->trouble == NULL && waiting_since == CLOCK_NEVER)
+		return CLOCK_NEVER;
+	if (r->trouble == NULL && now - waiting_since < HEARTBEAT)
+		return waiting_since + HEARTBEAT;
+	if (now < r->next_trouble)
+		return r->next_trouble;
+	if (r->trouble != NULL) {
+		queue_trouble(r, r->trouble->class, r->trouble->sqlstate, r->trouble->text);
+	} else {
+		/* A slow commit is no trouble yet: without a text it is a sign of life and no more.
+		 */
+		text[0] = '\0';
+		if (now - waiting_since >= TROUBLE_AFTER)
+			snprintf(text, sizeof(text), "waiting for the database for %lld s",
+			    (long long)((now - waiting_since) / CLOCK_SECOND));
+		queue_trouble(r, TROUBLE_TRANSIENT, "", text);
+	}
+	r->next_trouble = now + HEARTBEAT;
+	return r->next_trouble;
+}
+
+/* Logs what could not become a row. */
+void
+report_dead_letter(struct report *r, const struct record *record, const char *reason, int64_t now)
+{
+	char topic[TOPIC_SHOWN + 1];
+
+	if (now - r->dead_letters_logged_from >= CLOCK_SECOND) {
+		r->dead_letters_logged_from = now;
+		r->dead_letters_logged = 0;
+	}
+	if (r->dead_letters_logged++ >= LOGGED_A_SECOND) {
+		r->dead_letters_silent++;
+		return;
+	}
+	snprintf(topic, sizeof(topic), "%.*s", (int)record->topic.n, record->topic.s);
+	if (r->dead_letters_silent > 0)
+		log_warn("dead_letters_not_logged", LOG_U("count", r->dead_letters_silent));
+	log_warn("dead_lettered", LOG_S("topic", topic), LOG_S("reason", reason),
+	    LOG_U("seq", record->seq));
+	r->dead_letters_silent = 0;
+}
+
+/* Everything is committed: the totals of this process. */
+void
+report_drained(struct report *r)
+{
+	struct message m = {.type = MESSAGE_DRAINED};
+
+	m.drained.watermark = r->watermark;
+	m.drained.rows = r->rows;
+	m.drained.dead_letters = r->dead_letters;
+	m.drained.batches = r->batches;
+	queue(r, &m);
+}
+
+/* True while something is queued that the channel did not take. */
+bool
+report_waits(const struct report *r)
+{
+	return buffer_size(&r->channel->out) > 0;
+}
+
+/* Writes what is queued, as far as the channel takes it. */
+void
+report_write(struct report *r)
+{
+	enum channel_result result = CHANNEL_OK;
+	size_t sent;
+
+	while (report_waits(r) && result == CHANNEL_OK)
+		result = channel_write(r->channel, NULL, 0, &sent);
+	if (result != CHANNEL_OK && result != CHANNEL_AGAIN) {
+		r->deaf = true;
+		buffer_clear(&r->channel->out);
+	}
+}
+
+/* The last words: waits a moment for a supervisor that reads, and not for one that does not. */
+void
+report_finish(struct report *r)
+{
+	int64_t end = clock_monotonic() + FINISH_TIMEOUT, now;
+	struct pollfd p = {.fd = r->channel->fd, .events = POLLOUT};
+
+	for (report_write(r); report_waits(r); report_write(r)) {
+		now = clock_monotonic();
+		if (now >= end || poll(&p, 1, clock_poll_timeout(now, end)) <= 0)
+			return;
+	}
+}

@@ -1,0 +1,63 @@
+#ifndef WORKER_SCHEMA_H
+#define WORKER_SCHEMA_H
+
+#include <stdbool.h>
+
+/* The name of the table as the user gave it and as SQL, and its schema, NULL if none was given.
+ * Owned by the struct until schema_free(). */
+struct schema {
+	char *given;
+	char *table;
+	char *space;
+};
+
+/* The columns of schema_facts_sql()'s one row. */
+enum schema_fact {
+	FACT_VERSION,
+	FACT_VERSION_NUMBER,
+	FACT_ENCODING,
+	FACT_SYNCHRONOUS_COMMIT,
+	FACT_FSYNC,
+	FACT_TIMESCALEDB_SCHEMA,
+	FACT_SPACE_EXISTS,
+	FACT_TABLE_KIND,
+	FACT_TABLE_PERSISTENCE,
+	FACT_INGESTD_EXISTS,
+	FACT_DEAD_LETTER_KIND,
+	FACT_DEAD_LETTER_PERSISTENCE,
+	FACT_COUNT,
+};
+
+/* The columns of schema_columns_sql()'s rows, one row a column of the two tables. */
+enum schema_column {
+	COLUMN_OF_ROWS, /* true for the table of the rows, false for the dead letters */
+	COLUMN_NAME,
+	COLUMN_TYPE,
+	COLUMN_BASE_TYPE,
+	COLUMN_REQUIRED, /* NOT NULL, and nothing fills it */
+	COLUMN_INSERTABLE,
+	COLUMN_COUNT,
+};
+
+/* What is missing and is to be made. */
+struct schema_missing {
+	bool table;
+	char timescaledb[140]; /* as SQL: the schema of the extension, empty where it is not
+				  installed */
+	bool ingestd;
+	bool dead_letter;
+};
+
+#define SCHEMA_FACTS_PARAMETERS 2
+#define SCHEMA_COLUMNS_PARAMETERS 1
+
+int schema_init(struct schema *, const char *);
+void schema_free(struct schema *);
+const char *schema_facts_sql(void);
+const char *schema_lock_sql(void);
+const char *schema_columns_sql(void);
+char *schema_create_sql(const struct schema *, const struct schema_missing *);
+char *schema_batch_sql(const struct schema *, bool rows, bool dead_letters);
+char *schema_quote(const char *);
+
+#endif

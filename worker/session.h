@@ -1,0 +1,60 @@
+#ifndef WORKER_SESSION_H
+#define WORKER_SESSION_H
+
+#include "config.h"
+#include "pg.h"
+#include "schema.h"
+#include "trouble.h"
+
+struct batch;
+
+enum session_state {
+	SESSION_DOWN, /* waits until retry_at */
+	SESSION_CONNECTING,
+	SESSION_ASKING,  /* for the facts */
+	SESSION_LOCKING, /* something is missing: one writer at a time */
+	SESSION_ASKING_AGAIN,
+	SESSION_CREATING,
+	SESSION_SETTING,
+	SESSION_COLUMNS,
+	SESSION_READY, /* idle; a refused batch may have to wait until retry_at */
+	SESSION_COMMITTING,
+	SESSION_ROLLING_BACK,
+};
+
+enum session_event {
+	SESSION_NOTHING,
+	SESSION_IS_READY, /* connected and checked */
+	SESSION_COMMITTED_BATCH,
+	SESSION_TROUBLE, /* trouble says what; a batch in flight is not durable, or not known to be
+			  */
+	SESSION_NO_MEMORY,
+};
+
+/* All times on the monotonic clock. conninfo belongs to the configuration. */
+struct session {
+	enum session_state state;
+	struct pg pg;
+	struct schema schema;
+	struct schema_missing missing;
+	const char *conninfo;
+	char server[80];
+	bool set_synchronous;
+	bool fsync_warned;
+	int64_t since; /* when the present step began; commit or connect and check count as one */
+	int64_t retry_at;
+	int failures; /* in a row */
+	bool refused; /* the last transaction failed and no other has succeeded since */
+	struct trouble trouble;
+	char *sql;
+};
+
+int session_init(struct session *, const struct config *, int64_t now);
+void session_free(struct session *);
+enum session_event session_run(struct session *, int64_t now);
+bool session_can_commit(const struct session *, int64_t now);
+enum session_event session_commit(struct session *, const struct batch *, int64_t now);
+int64_t session_deadline(const struct session *);
+bool session_waits(const struct session *);
+
+#endif

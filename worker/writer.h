@@ -1,0 +1,6 @@
+#ifndef WORKER_WRITER_H
+#define WORKER_WRITER_H
+
+int writer_run(int fd);
+
+#endif

@@ -26,6 +26,7 @@
 #include "log.h"
 #include "mqtt_events.h"
 #include "mqtt_wire.h"
+#include "state.h"
 
 #define CONNECT_TIMEOUT (10 * CLOCK_SECOND)
 #define LEAVE_TIMEOUT CLOCK_SECOND
@@ -48,6 +49,8 @@ mqtt_init(struct mqtt *m, const struct config *cfg, mqtt_receive *receive, void 
 	m->gate.window = (uint64_t)cfg->receive_maximum;
 	m->gate.ack_interval = cfg->ack_interval;
 	gate_reset(&m->gate);
+	m->had_session = state_load_session(cfg).known;
+	m->subscribed = state_load_session(cfg).same;
 	dialer_init(&m->dialer, cfg->url.host, first_attempt);
 	snprintf(m->broker, sizeof(m->broker),
 	    strchr(cfg->url.host, ':') ? "[%.250s]:%u" : "%.250s:%u", cfg->url.host, cfg->url.port);

@@ -15,6 +15,7 @@
 
 #include "clock.h"
 #include "log.h"
+#include "state.h"
 
 #define RESUBSCRIBE_AFTER (60 * CLOCK_SECOND)
 /* What is kept of a payload that is over --payload-limit. */
@@ -76,7 +77,7 @@ on_connack(struct mosquitto *mosq, void *arg, int rc, int flags, const mosquitto
 	if (!log_enabled(LOG_LEVEL_DEBUG))
 		mosquitto_log_callback_set(mosq, NULL);
 	m->state = MQTT_OPEN;
-	m->opened = m->misc_at = m->now;
+	m->opened = m->misc_at = m->last_out = m->now;
 	m->unacknowledged = 0;
 	mosquitto_property_read_int16(props, MQTT_PROP_SERVER_KEEP_ALIVE, &seconds, false);
 	m->keepalive = seconds * CLOCK_SECOND;
@@ -107,6 +108,8 @@ on_connack(struct mosquitto *mosq, void *arg, int rc, int flags, const mosquitto
 	 */
 	if (m->cfg->protocol == CONFIG_PROTOCOL_5 || !m->subscribed)
 		mqtt_subscribe(m);
+	else
+		log_info("mqtt_subscription_kept", LOG_I("filters", m->cfg->subscribe_count));
 	errno = 0;
 }
 
@@ -158,6 +161,8 @@ on_suback(struct mosquitto *mosq, void *arg, int mid, int n, const int *granted,
 	if (f > 0)
 		log_info("mqtt_subscribed", LOG_S("filters", filters), LOG_S("granted_qos", qos));
 	m->subscribed = refused == 0;
+	if (m->subscribed)
+		state_save_session(m->cfg);
 	errno = 0;
 }
 

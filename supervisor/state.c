@@ -1,6 +1,7 @@
 /*
- * The state directory: the lock that keeps a second instance out, and the client id that must stay
- * the same, or the broker's queue for us is lost.
+ * The state directory: the lock that keeps a second instance out, the client id that must stay the
+ * same, or the broker's queue for us is lost, and a note of the session that the broker should
+ * have.
  *
  * Must never go on without the lock: two supervisors on one directory would undo each other's work.
  */
@@ -18,6 +19,7 @@
 #include <unistd.h>
 #include <uuid/uuid.h>
 
+#include "buffer.h"
 #include "log.h"
 
 #define CLIENT_ID_MAX 65535
@@ -172,4 +174,88 @@ state_open(struct config *cfg)
 		rc = read_client_id(dirfd, cfg->state_dir, &cfg->client_id);
 	close(dirfd);
 	return rc;
+}
+
+/* ---- the note of the session ---- */
+
+/* Its text: one line that names the session, then what it is subscribed to. */
+static int
+session_text(const struct config *cfg, struct buffer *out, size_t *name_len)
+{
+	char head[400];
+	int i, n;
+
+	n = snprintf(head, sizeof(head), "%.300s:%u ", cfg->url.host, cfg->url.port);
+	if (buffer_append(out, head, (size_t)n) == -1 ||
+	    buffer_append(out, cfg->client_id, strlen(cfg->client_id)) == -1 ||
+	    buffer_append(out, "\n", 1) == -1)
+		return -1;
+	*name_len = buffer_size(out);
+	n = snprintf(head, sizeof(head), "qos %d\n", (int)cfg->qos);
+	if (buffer_append(out, head, (size_t)n) == -1)
+		return -1;
+	for (i = 0; i < cfg->subscribe_count; i++) {
+		if (buffer_append(out, cfg->subscribe[i], strlen(cfg->subscribe[i])) == -1 ||
+		    buffer_append(out, "\n", 1) == -1)
+			return -1;
+	}
+	return 0;
+}
+
+static int
+session_path(const struct config *cfg, const char *name, char *out, size_t size)
+{
+	return snprintf(out, size, "%s/%s", cfg->state_dir, name) < (int)size ? 0 : -1;
+}
+
+/* No note, or none that can be read, means that nothing is known: that is never an error. */
+struct state_session
+state_load_session(const struct config *cfg)
+{
+	struct state_session known = {0};
+	struct buffer want = {0}, have = {0};
+	char path[PATH_MAX];
+	size_t name_len;
+	ssize_t n;
+	int fd;
+
+	if (session_path(cfg, "session", path, sizeof(path)) == -1 ||
+	    session_text(cfg, &want, &name_len) == -1 || buffer_reserve(&have, want.len + 1) == -1)
+		goto out;
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd == -1)
+		goto out;
+	n = read(fd, have.data, want.len + 1);
+	close(fd);
+	known.known = n >= (ssize_t)name_len && memcmp(have.data, want.data, name_len) == 0;
+	known.same = n == (ssize_t)want.len && memcmp(have.data, want.data, want.len) == 0;
+out:
+	buffer_free(&want);
+	buffer_free(&have);
+	return known;
+}
+
+/* The broker has the session now, subscribed to all filters. Failure costs a warning at most. */
+void
+state_save_session(const struct config *cfg)
+{
+	char path[PATH_MAX], new[PATH_MAX];
+	struct buffer text = {0};
+	size_t name_len;
+	int fd = -1;
+
+	if (session_path(cfg, "session", path, sizeof(path)) == -1 ||
+	    session_path(cfg, "session.new", new, sizeof(new)) == -1 ||
+	    session_text(cfg, &text, &name_len) == -1)
+		goto out;
+	fd = open(new, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd == -1 || write(fd, text.data, text.len) != (ssize_t)text.len ||
+	    rename(new, path) == -1)
+		log_warn("session_not_noted", LOG_S("file", path), LOG_ERRNO(errno),
+		    LOG_S(
+			"next", "going on; the next start will not know that there was a session"));
+out:
+	if (fd != -1)
+		close(fd);
+	buffer_free(&text);
 }

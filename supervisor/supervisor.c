@@ -32,9 +32,13 @@
 #include "signals.h"
 
 /*
- * With the drain and the flush timeout of 10 s each, the whole fits the 30 s that a container gets.
+ * For the broker to take the last acknowledgements. As long as it is commits that are waited for,
+ * the time of the drain is used as well: what is committed while the session stands is
+ * acknowledged, and does not come a second time. With 10 s each to drain and to flush, all fits a
+ * container's 30 s.
  */
 #define SETTLE_TIMEOUT (5 * CLOCK_SECOND)
+#define LAST_ACKS_TIMEOUT CLOCK_SECOND
 /*
  * The broker is called when all writers are ready, so that nobody's messages wait for nothing and
  * "mqtt connected" stands at the end of the log of a good start; or after this time.
@@ -58,6 +62,7 @@ struct supervisor {
 	const struct config *cfg;
 	enum state state;
 	int64_t deadline; /* of the state */
+	int64_t drain_deadline;
 	int signals;
 	struct mqtt mqtt;
 	struct lane *lanes;
@@ -183,6 +188,7 @@ enter_settle(struct supervisor *s, const char *reason)
 	    "shutdown_initiated", LOG_S("reason", reason), LOG_U("in_flight", view(s).in_flight));
 	s->state = STATE_SETTLE;
 	s->deadline = s->now + SETTLE_TIMEOUT;
+	s->drain_deadline = s->deadline + s->cfg->drain_timeout;
 	mqtt_close_intake(&s->mqtt);
 	/* Without a session there is nothing to acknowledge, and no new one is begun. */
 	if (s->mqtt.state != MQTT_OPEN)
@@ -282,7 +288,10 @@ settle(struct supervisor *s)
 
 	if (s->mqtt.state == MQTT_OPEN && v.in_flight == 0 && s->mqtt.gate.held == 0)
 		mqtt_leave(&s->mqtt, s->now);
-	if (s->mqtt.state == MQTT_OPEN && s->now >= s->deadline)
+	/* All durable, but late: the broker still gets a moment to take the acknowledgements. */
+	if (v.in_flight > 0 && s->deadline < s->now + LAST_ACKS_TIMEOUT)
+		s->deadline = s->now + LAST_ACKS_TIMEOUT;
+	if (s->mqtt.state == MQTT_OPEN && (s->now >= s->deadline || s->now >= s->drain_deadline))
 		mqtt_abandon(&s->mqtt);
 	if (s->mqtt.state != MQTT_CLOSED) {
 		for (i = 0; i < s->lane_count; i++)
@@ -291,7 +300,10 @@ settle(struct supervisor *s)
 	}
 	log_left(s);
 	s->state = STATE_DRAIN;
-	s->deadline = s->now + s->cfg->drain_timeout;
+	/* What the settling did not use of its own time is no longer owed. */
+	if (s->drain_deadline > s->now + s->cfg->drain_timeout)
+		s->drain_deadline = s->now + s->cfg->drain_timeout;
+	s->deadline = s->drain_deadline;
 }
 
 static void

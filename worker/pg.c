@@ -141,6 +141,13 @@ pg_check_conninfo(const char *conninfo, char *why, size_t size)
 	int rc = 0;
 
 	if (options == NULL) {
+		/* Said in our own words: what libpq quotes here may be anything. */
+		if (message != NULL && strncmp(message, "missing \"=\"", 11) == 0) {
+			snprintf(
+			    why, size, "it is neither keyword=value pairs nor a postgresql:// URI");
+			PQfreemem(message);
+			return -1;
+		}
 		if (message != NULL && (first = strchr(message, '"')) != NULL) {
 			last = strrchr(message, '"');
 			memmove(first + 1, last, strlen(last) + 1);

@@ -49,6 +49,7 @@ struct writer {
 	bool all_read; /* all that can be read now was read */
 	bool told;     /* SIGUSR1 has come: read what is there, then end */
 	bool closed;   /* nothing more is read, ever */
+	bool hung_up;  /* nothing more will come, though not all was read */
 	bool done;
 	int status;      /* to exit with, once everything is committed */
 	int64_t give_up; /* the end of patience with the database, once the end has begun */
@@ -393,20 +394,32 @@ earlier(int64_t a, int64_t b)
 	return a < b ? a : b;
 }
 
+/*
+ * When full, the channel is asked for its end only: a writer whose supervisor has died must not
+ * wait for the database for ever. And not asked for what is known: a hangup is reported again and
+ * again.
+ */
+static void
+prepare_channel(const struct writer *w, struct pollfd *p)
+{
+	if (!w->closed && !is_full(w))
+		p->events = POLLIN;
+	else if (!w->closed && !w->hung_up)
+		p->events = POLLRDHUP;
+	if (report_waits(&w->report))
+		p->events |= POLLOUT;
+	if (p->events != 0)
+		p->fd = w->channel.fd;
+}
+
 static void
 wait_for_events(struct writer *w, int64_t beat)
 {
 	struct pollfd p[POLL_COUNT] = {
 	    {.fd = w->signals, .events = POLLIN}, {.fd = -1}, {.fd = -1}};
 	int64_t deadline = earlier(beat, w->give_up);
-	bool reads = !w->closed && !is_full(w);
 
-	/* Not polled when there is nothing to do with it: a hangup is reported unasked, and for
-	 * ever. */
-	if (reads || report_waits(&w->report))
-		p[POLL_CHANNEL].fd = w->channel.fd;
-	p[POLL_CHANNEL].events =
-	    (short)((reads ? POLLIN : 0) | (report_waits(&w->report) ? POLLOUT : 0));
+	prepare_channel(w, &p[POLL_CHANNEL]);
 	if (w->configured) {
 		p[POLL_DATABASE].fd = pg_fd(&w->session.pg);
 		p[POLL_DATABASE].events = pg_events(&w->session.pg);
@@ -418,6 +431,10 @@ wait_for_events(struct writer *w, int64_t beat)
 	w->now = clock_monotonic();
 	if (p[POLL_SIGNALS].revents != 0)
 		take_signals(w);
+	if ((p[POLL_CHANNEL].revents & (POLLRDHUP | POLLHUP)) != 0) {
+		w->hung_up = true;
+		start_ending(w);
+	}
 	if (!w->configured)
 		return;
 	while (!w->done && on_event(w, session_run(&w->session, w->now)))

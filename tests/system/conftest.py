@@ -1,0 +1,86 @@
+"""Fixtures: private servers, and ingestd between them. See the modules beside this file for what each can do."""
+import pytest
+
+import daemon as daemon_module
+from broker import Broker
+from postgres import Database, Server
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: 0 if item.get_closest_marker("slow") else 1)
+
+
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    setattr(item, "report_" + call.when, outcome.get_result())
+
+
+def pytest_sessionstart(session):
+    if not daemon_module.PROGRAM.exists():
+        pytest.exit(f"{daemon_module.PROGRAM} is missing: run make first", 1)
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    server = Server()
+    yield server
+    server.destroy()
+
+
+@pytest.fixture
+def database(postgres_server):
+    postgres_server.start()
+    database = Database(postgres_server)
+    yield database
+    database.drop()
+
+
+@pytest.fixture
+def make_broker(tmp_path):
+    made = []
+
+    def make(**options):
+        made.append(Broker(tmp_path / f"broker{len(made)}", **options))
+        return made[-1]
+
+    yield make
+    for broker in made:
+        broker.kill()
+
+
+@pytest.fixture
+def broker(make_broker):
+    return make_broker()
+
+
+@pytest.fixture
+def ingestd(request, tmp_path):
+    """
+    Starts ingestd: ingestd(subscribe="t/#", batch_size=1). Where the test has the fixtures broker and
+    database it is pointed at them, and its state directory is the same for every start in a test;
+    each can be given otherwise, and None leaves an option out.
+    """
+    defaults = {"state_dir": tmp_path / "state", "subscribe": "t/#"}
+    if "broker" in request.fixturenames:
+        defaults["broker"] = request.getfixturevalue("broker").url
+    if "database" in request.fixturenames:
+        defaults["database"] = request.getfixturevalue("database").dsn
+    started = []
+
+    def start(*arguments, env=None, read_log=True, prefix=(), **options):
+        started.append(daemon_module.Ingestd(*arguments, env=env, read_log=read_log, prefix=prefix,
+                                             **{**defaults, **options}))
+        return started[-1]
+
+    yield start
+    ended = [d.process.poll() is not None for d in started]
+    left = [d.clean_up() for d in started]
+    report = getattr(request.node, "report_call", None)
+    if report is not None and report.failed:
+        for number, d in enumerate(started):
+            print(f"---- ingestd {number}: {' '.join(d.arguments)}\n{d.log()}")
+        return
+    for number, d in enumerate(started):
+        assert not d.strange, f"lines of ingestd {number} that are no log lines: {d.strange}"
+        assert not (ended[number] and left[number]), f"writers outlived ingestd {number}: {left[number]}"

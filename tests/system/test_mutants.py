@@ -1,0 +1,79 @@
+"""
+Mutants: ingestd with one promise broken on purpose. Each is built in a copy of the sources and must be
+convicted by the test that guards the promise; a test that lets its mutant pass is worth nothing.
+
+A mutant is a piece of a source file and what stands in its place. When the piece is no longer there, its
+test fails and says so: a mutant that no longer applies guards nothing either.
+"""
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from processes import ROOT, SANITIZED, die_with_parent
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(SANITIZED, reason="one build of each mutant is enough")]
+
+SOURCES = ["Makefile", "common", "supervisor", "worker", "tests/unit"]
+
+# name: (file, what stands there, what stands there in the mutant, the tests of which one must fail).
+# unit:NAME is a program of tests/unit; all else are pytest's arguments.
+MUTANTS = {
+    "acknowledges_at_once": (
+        "supervisor/gate.c", "g->held > 0 && v->in_flight == 0", "g->held > 0",
+        "test_delivery.py -k no_puback_leaves_before_its_row_is_visible"),
+    "reads_while_acknowledgements_are_half_out": (
+        "supervisor/gate.c", '	if (g->flushing)\n		return "acknowledgements are being sent";\n', "",
+        "unit:test_policy"),
+    "backlog_forgets_on_respawn": (
+        "supervisor/lane.c", "	backlog_rewind(&l->backlog);\n", "",
+        "test_writers.py -k writer_killed_in_a_burst"),
+    "lane_chosen_at_random": (
+        "supervisor/supervisor.c", "XXH3_64bits(r->topic.s, r->topic.n) %", "(s->seq >> 3) %",
+        "test_delivery.py -k hundred_thousand"),
+    "hung_writer_is_left_alone": (
+        "supervisor/lane.c", "if (owes_word(l) && now - l->heard >= l->cfg->writer_timeout) {", "if (0) {",
+        "test_writers.py -k stopped_writer_is_recognised"),
+    "disconnects_with_acknowledgements_held": (
+        "supervisor/supervisor.c", "if (s->mqtt.state == MQTT_OPEN && v.in_flight == 0 && s->mqtt.gate.held == 0)",
+        "if (s->mqtt.state == MQTT_OPEN)",
+        "test_stopping.py -k database_down_leaves_the_records_at_the_broker"),
+    "writer_leaves_without_a_commit": (
+        "worker/writer.c", "if (has_ended_reading(w) && records_held(w) == 0) {", "if (has_ended_reading(w)) {",
+        "test_writers.py -k notice_the_death_of_their_supervisor"),
+    "no_ping_while_the_gate_is_shut": (
+        "supervisor/mqtt.c", "			mqtt_wire_ping(m);\n", "			;\n",
+        "test_broker_trouble.py -k gate_is_shut_for_twice_the_keepalive"),
+    "backslash_is_not_escaped": (
+        "worker/row.c", "	case '\\\\':\n		return '\\\\';\n", "",
+        "test_payloads.py -k what_jsonb_can_hold_is_stored_exactly"),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_mutant_is_convicted(name, tmp_path):
+    path, piece, instead, guard = MUTANTS[name]
+    for source in SOURCES:
+        copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+        copy(ROOT / source, tmp_path / source)
+    text = (tmp_path / path).read_text()
+    assert text.count(piece) == 1, f"the mutant {name} does not fit {path} any more: look at it again"
+    (tmp_path / path).write_text(text.replace(piece, instead))
+    unit = "build/unit/" + guard.removeprefix("unit:") if guard.startswith("unit:") else None
+    build = subprocess.run(["make", "-s", unit or "all", "CFLAGS=-O1 -Wno-error"], cwd=tmp_path,
+                           capture_output=True, text=True, timeout=300)
+    assert build.returncode == 0, build.stderr
+    if unit is not None:
+        assert subprocess.run([tmp_path / unit], capture_output=True, timeout=100).returncode != 0
+        return
+
+    file, *selection = guard.split()
+    environment = {**os.environ, "BUILD": str(tmp_path / "build")}
+    trial = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", file, *selection],
+        cwd=ROOT / "tests/system", env=environment, capture_output=True, text=True, timeout=500,
+        preexec_fn=die_with_parent())
+    # 1: tests ran and failed. Anything else (2 interrupted, 4 usage, 5 nothing selected) convicts nobody.
+    assert trial.returncode == 1, f"{name} got away: {trial.stdout[-3000:]}"

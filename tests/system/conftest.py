@@ -6,10 +6,6 @@ from broker import Broker
 from postgres import Database, Server
 
 
-def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: 0 if item.get_closest_marker("slow") else 1)
-
-
 @pytest.hookimpl(hookwrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item, call):
     outcome = yield

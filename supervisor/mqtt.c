@@ -32,8 +32,11 @@
 #define LEAVE_TIMEOUT CLOCK_SECOND
 #define WELL_AFTER (10 * CLOCK_SECOND)
 #define TWIN_WITHIN (120 * CLOCK_SECOND)
-/* Packets read in one turn of the loop, so that writers get their records while more come in. */
-#define READ_BURST 256
+/*
+ * Packets read in one turn of the loop, before the writers get their records. Fewer make many small
+ * transactions out of a window of 500, which costs a quarter of the rate where a commit takes 2 ms.
+ */
+#define READ_BURST 1024
 
 /* ---- connection ---- */
 

@@ -52,12 +52,12 @@ check: ## install what is missing, build, run all tests
 
 demo: ## install what is missing, build, show ingestd at work on private servers
 	@tests/install-dependencies demo
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) -s --no-print-directory all
 	@BUILD=$(BUILD) tests/demo
 
 bench: ## install what is missing, build, measure against psql's COPY
 	@tests/install-dependencies bench
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) -s --no-print-directory all
 	@BUILD=$(BUILD) tests/bench/run
 
 install: all ## copy programs and manuals below DESTDIR and PREFIX

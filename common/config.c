@@ -358,7 +358,8 @@ config_from_arguments(struct config *cfg, int argc, char **argv, struct config_e
 			return CONFIG_BAD;
 	}
 	if (optind < argc) {
-		fail(err, "'%s': ingestd takes options only; see ingestd --help", argv[optind]);
+		/* Not the argument: of a conninfo without its quotes it may be the password. */
+		fail(err, "argument %d: ingestd takes options only; see ingestd --help", optind);
 		return CONFIG_BAD;
 	}
 	return CONFIG_RUN;
@@ -380,7 +381,9 @@ config_check(struct config *cfg, struct config_error *err)
 		    "--broker: no broker's URL: %s; allowed is "
 		    "mqtt[s]://[USER[:PASSWORD]@]HOST[:PORT]",
 		    wrong);
-	if (*cfg->table == '\0' || *cfg->table == '.' || cfg->table[strlen(cfg->table) - 1] == '.')
+	if (*cfg->table == '\0' || *cfg->table == '.' ||
+	    cfg->table[strlen(cfg->table) - 1] == '.' ||
+	    strchr(cfg->table, '.') != strrchr(cfg->table, '.'))
 		return fail(err, "--table: '%s' must be NAME or SCHEMA.NAME", cfg->table);
 	if (cfg->state_dir != NULL && *cfg->state_dir == '\0')
 		return fail(err, "--state-dir: must not be empty");
@@ -466,7 +469,7 @@ config_help(FILE *out)
 	char left[64];
 	size_t i;
 
-	fputs("usage: ingestd [option ...]\n"
+	fputs("usage: ingestd --subscribe FILTER [option ...]\n"
 	      "Takes messages from an MQTT broker into PostgreSQL and loses none.\n\n",
 	    out);
 	for (i = 0; i < ROWS; i++) {
@@ -475,7 +478,7 @@ config_help(FILE *out)
 		snprintf(left, sizeof(left), "%c%c%s --%s%s%s", row->letter ? '-' : ' ',
 		    row->letter ? row->letter : ' ', row->letter ? "," : " ", row->name,
 		    row->metavar != NULL ? " " : "", row->metavar != NULL ? row->metavar : "");
-		fprintf(out, "  %-36s %s", left, row->help);
+		fprintf(out, "  %-38s %s", left, row->help);
 		if (row->initial != NULL && *row->initial != '\0')
 			fprintf(out, " (%s)", row->initial);
 		fputc('\n', out);

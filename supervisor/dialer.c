@@ -71,12 +71,16 @@ dialer_step(struct dialer *d, int64_t now)
 		}
 		if (d->resolve.error != NULL)
 			return failed(d, d->resolve.error);
-		d->next = 0;
+		d->next = d->fresh && d->resolve.count > 0
+		    ? (int)(d->turn++ % (unsigned)d->resolve.count)
+		    : 0;
 		return pick(d) == DIALER_GO ? DIALER_GO : failed(d, "the name has no address");
 	}
 	if (now < d->retry_at)
 		return DIALER_WAIT;
 	/* The addresses of one answer in turn, then a new question. */
+	if (d->fresh)
+		d->next = d->resolve.count;
 	if (pick(d) == DIALER_GO)
 		return DIALER_GO;
 	if (resolve_start(&d->resolve, d->host) == -1)

@@ -114,6 +114,14 @@ lane_kill(struct lane *l, const char *reason)
 	l->state = LANE_DYING;
 }
 
+/* The stop has run out of patience: the writer is killed and not replaced. */
+void
+lane_kill_for_good(struct lane *l)
+{
+	l->killed = l->pid > 0;
+	lane_kill(l, NULL);
+}
+
 static void
 channel_failed(struct lane *l, enum channel_result result)
 {
@@ -147,7 +155,7 @@ lane_send(struct lane *l, int64_t now)
 	}
 	l->sent += l->backlog.sent - before;
 	/* The clock of its silence starts with the work. */
-	if (idle && l->backlog.sent > 0)
+	if (idle && (l->backlog.sent > 0 || l->backlog.partial > 0))
 		l->heard = now;
 	if (result == CHANNEL_AGAIN)
 		l->blocked = true;
@@ -200,7 +208,8 @@ trouble_next(uint64_t class)
 		return "holding, nothing is acknowledged; trying again every few seconds until it "
 		       "is mended";
 	case TROUBLE_DATA:
-		return "holding this lane, nothing is dropped; trying again every few seconds";
+		return "holding; what this lane holds back soon stops all reading; nothing is "
+		       "dropped; trying again every few seconds";
 	default:
 		return "holding, nothing is acknowledged; the writer goes on trying";
 	}
@@ -404,6 +413,8 @@ lane_died(struct lane *l, int status, bool ending, int64_t now)
 	l->respawn_at = now + v.delay;
 	if (v.action == POLICY_STOP_SERVICE)
 		log_death(l, pid, status, "stopping: no respawn can mend the configuration", 0);
+	else if (l->killed)
+		log_death(l, pid, status, "none: this stop has killed it", 0);
 	else if (ending && l->backlog.count == 0)
 		log_death(l, pid, status, "none: it held nothing", 0);
 	else
@@ -417,7 +428,10 @@ lane_died(struct lane *l, int status, bool ending, int64_t now)
 static bool
 owes_word(const struct lane *l)
 {
-	return l->state == LANE_STARTING || (l->state == LANE_READY && l->backlog.sent > 0);
+	/* A record larger than the channel's buffer is never wholly sent to one that does not read.
+	 */
+	return l->state == LANE_STARTING ||
+	    (l->state == LANE_READY && (l->backlog.sent > 0 || l->backlog.partial > 0));
 }
 
 static int64_t

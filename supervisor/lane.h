@@ -43,6 +43,7 @@ struct lane {
 	bool flush_wanted;     /* FLUSH is owed, once all is sent */
 	bool finishing;        /* told to read to the end, commit and exit */
 	bool drained;          /* DRAINED came */
+	bool killed;           /* by the stop, which replaces nobody */
 	int64_t trouble_since; /* 0 when the database is well */
 	int64_t trouble_logged;
 	char trouble_sqlstate[6];
@@ -58,6 +59,7 @@ void lane_dispatch(struct lane *, short, int64_t);
 void lane_flush(struct lane *, int64_t);
 void lane_finish(struct lane *);
 void lane_kill(struct lane *, const char *);
+void lane_kill_for_good(struct lane *);
 int lane_died(struct lane *, int, bool, int64_t);
 void lane_check(struct lane *, int64_t);
 int64_t lane_deadline(const struct lane *);

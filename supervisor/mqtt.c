@@ -48,13 +48,24 @@ int
 mqtt_init(struct mqtt *m, const struct config *cfg, mqtt_receive *receive, void *arg,
     int64_t first_attempt)
 {
+	struct state_session session = state_load_session(cfg);
+
 	*m = (struct mqtt){.cfg = cfg, .receive = receive, .arg = arg, .drain_fd = -1};
 	m->gate.window = (uint64_t)cfg->receive_maximum;
 	m->gate.ack_interval = cfg->ack_interval;
 	gate_reset(&m->gate);
-	m->had_session = state_load_session(cfg).known;
-	m->subscribed = state_load_session(cfg).same;
+	m->had_session = session.known;
+	m->subscribed = session.same;
+	if (session.known && !session.same)
+		log_warn("mqtt_filters_changed", LOG_S("client_id", cfg->client_id),
+		    LOG_S("reason",
+			"filters or QoS differ from the last run's, and the broker's session keeps "
+			"the old filters too: what matches those goes on coming"),
+		    LOG_S("next", "going on; a new --client-id starts without them"));
 	dialer_init(&m->dialer, cfg->url.host, first_attempt);
+	/* Under TLS libmosquitto resolves once more, and waits: never without an answer just
+	 * before. */
+	m->dialer.fresh = cfg->url.tls;
 	snprintf(m->broker, sizeof(m->broker),
 	    strchr(cfg->url.host, ':') ? "[%.250s]:%u" : "%.250s:%u", cfg->url.host, cfg->url.port);
 	return mosquitto_lib_init() == MOSQ_ERR_SUCCESS ? 0 : -1;
@@ -107,6 +118,10 @@ lose(struct mqtt *m, int rc)
 	char why[sizeof(m->why)];
 	int64_t pause;
 
+	if (m->cfg->url.tls && !open && strstr(m->why, "OpenSSL") != NULL) {
+		snprintf(why, sizeof(why), "%.180s (is this a listener without TLS?)", m->why);
+		mqtt_set_why(m, why);
+	}
 	if (m->why[0] == '\0') {
 		if (rc == MOSQ_ERR_CONN_LOST && !open)
 			mqtt_set_why(m,
@@ -138,7 +153,10 @@ lose(struct mqtt *m, int rc)
 		log_warn("mqtt_connection_lost", LOG_S("broker", m->broker), LOG_S("reason", why),
 		    LOG_U("unacknowledged", held), LOG_T("retry_in", pause));
 	else
-		log_warn("mqtt_connect_failed", LOG_S("broker", m->broker), LOG_S("reason", why),
+		log_error("mqtt_connect_failed", LOG_S("broker", m->broker), LOG_S("reason", why),
+		    LOG_S("next",
+			m->refused ? "trying again; user and password belong into --broker"
+				   : "trying again"),
 		    LOG_T("retry_in", pause));
 	if (open && rc == MOSQ_ERR_CONN_LOST)
 		look_for_twin(m);
@@ -223,6 +241,8 @@ flush(struct mqtt *m)
 	m->last_out = m->now;
 	m->gate.flushing = mosquitto_want_write(m->mosq);
 	if (!m->gate.flushing) {
+		if (m->gate.held > 0)
+			log_debug("acknowledged", LOG_U("messages", m->gate.held));
 		m->gate.held = 0;
 		m->gate.oldest = CLOCK_NEVER;
 	}
@@ -281,10 +301,17 @@ keep_alive(struct mqtt *m, const struct gate_view *view)
 {
 	int rc;
 
-	if (m->now < m->misc_at || m->gate.flushing)
+	if (m->now < m->misc_at)
 		return;
+	/* Moved on in every case: mqtt_deadline() would make a busy loop of one that has passed. */
 	m->misc_at = m->now + CLOCK_SECOND;
-	if (m->gate.held > 0 || !gate_may_read(&m->gate, view) || m->ping_left > 0) {
+	if (m->gate.flushing)
+		return;
+	/*
+	 * Only while it is read: libmosquitto takes a PINGRESP that stands unread in the socket for
+	 * one that did not come.
+	 */
+	if (m->gate.held > 0 || !m->reading || !gate_may_read(&m->gate, view) || m->ping_left > 0) {
 		if (m->keepalive > 0 && m->now - m->last_out >= m->keepalive / 2)
 			mqtt_wire_ping(m);
 		return;
@@ -437,7 +464,9 @@ mqtt_dispatch(struct mqtt *m, short revents, const struct gate_view *view)
 		break;
 	case MQTT_OPEN:
 		m->full = false;
-		if (m->reading && revents != 0)
+		/* Asked again: mqtt_gate() may have begun a flush since poll(2) was told to read.
+		 */
+		if (m->reading && revents != 0 && gate_may_read(&m->gate, view))
 			read_packets(m, view);
 		else if ((revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0)
 			lose(m, MOSQ_ERR_CONN_LOST);

@@ -40,6 +40,7 @@ struct mqtt {
 	char broker[300];   /* host:port for the log */
 	char why[256];      /* the reason of the end that is coming */
 	bool lost;          /* a callback saw the end of the connection */
+	bool refused;       /* the last CONNACK said no */
 	bool full;          /* the receiver wants a pause */
 	bool intake_closed; /* stopping: read no more */
 	bool tcp_up;

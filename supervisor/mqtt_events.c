@@ -39,7 +39,10 @@ on_log(struct mosquitto *mosq, void *arg, int level, const char *text)
 	/* OpenSSL's reasons come this way and no other. */
 	if (level == MOSQ_LOG_ERR)
 		mqtt_set_why(m, text);
-	log_debug("libmosquitto", LOG_S("text", text));
+	/* It says "sending" when it only queues: the gate decides, and mqtt.c says when they leave.
+	 */
+	if (strstr(text, "sending PUBACK") == NULL)
+		log_debug("libmosquitto", LOG_S("text", text));
 }
 
 /* Subscribes to all filters; a refusal, here or in SUBACK, is tried again later. */
@@ -66,6 +69,7 @@ on_connack(struct mosquitto *mosq, void *arg, int rc, int flags, const mosquitto
 	uint16_t seconds = MQTT_KEEPALIVE_SECONDS;
 	uint32_t expiry;
 
+	m->refused = rc != 0;
 	if (rc != 0) {
 		snprintf(m->why, sizeof(m->why), "the broker refuses the connection: %s",
 		    m->cfg->protocol == CONFIG_PROTOCOL_5 ? mosquitto_reason_string(rc)
@@ -76,6 +80,7 @@ on_connack(struct mosquitto *mosq, void *arg, int rc, int flags, const mosquitto
 	/* From here on it would have a line formatted for every message, for nobody to read. */
 	if (!log_enabled(LOG_LEVEL_DEBUG))
 		mosquitto_log_callback_set(mosq, NULL);
+	m->why[0] = '\0';
 	m->state = MQTT_OPEN;
 	m->opened = m->misc_at = m->last_out = m->now;
 	m->unacknowledged = 0;

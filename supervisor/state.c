@@ -161,14 +161,19 @@ state_open(struct config *cfg)
 
 	if (cfg->state_dir == NULL)
 		cfg->state_dir = default_directory();
-	if (cfg->state_dir == NULL)
-		return refuse("find a place for it", "", ENOENT, "giving up; give --state-dir");
+	if (cfg->state_dir == NULL) {
+		log_error("state_dir_unusable",
+		    LOG_S("reason", "neither STATE_DIRECTORY nor XDG_STATE_HOME nor HOME is set"),
+		    LOG_S("next", "giving up; give --state-dir"));
+		return EX_CANTCREAT;
+	}
 	if (make_directory(cfg->state_dir) == -1)
 		return refuse("make it", cfg->state_dir, errno,
 		    "giving up; make it by hand for this user or choose another with --state-dir");
 	dirfd = open(cfg->state_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (dirfd == -1)
-		return refuse("open it", cfg->state_dir, errno, "giving up");
+		return refuse("open it", cfg->state_dir, errno,
+		    "giving up; choose a directory with --state-dir");
 	rc = take_lock(dirfd, cfg->state_dir);
 	if (rc == 0 && cfg->client_id == NULL)
 		rc = read_client_id(dirfd, cfg->state_dir, &cfg->client_id);

@@ -70,10 +70,9 @@ struct supervisor {
 	char stream[37];
 	uint64_t seq; /* of the last record: also the count of those received */
 	int64_t now;
-	bool called;  /* the broker, for the first time */
-	bool left;    /* mqtt_disconnected has been logged */
-	bool killing; /* the writers have got SIGKILL */
-	bool drain_failed;
+	bool called;          /* the broker, for the first time */
+	bool left;            /* mqtt_disconnected has been logged */
+	bool killing;         /* the writers have got SIGKILL */
 	int64_t paused_since; /* 0 while reading goes on */
 	int64_t pause_logged;
 	int exit_status;
@@ -151,8 +150,8 @@ watch_pause(struct supervisor *s, const struct gate_view *v)
 {
 	const char *reason = gate_reason(&s->mqtt.gate, v);
 
-	if (reason == NULL || s->mqtt.state != MQTT_OPEN) {
-		if (s->pause_logged != 0)
+	if (reason == NULL || s->mqtt.state != MQTT_OPEN || s->state != STATE_RUN) {
+		if (s->pause_logged != 0 && reason == NULL && s->state == STATE_RUN)
 			log_info("intake_resumed", LOG_T("after", s->now - s->paused_since));
 		s->paused_since = s->pause_logged = 0;
 		return;
@@ -208,20 +207,23 @@ enter_flush(struct supervisor *s, bool drained)
 	else
 		log_warn("queue_drain_timeout", LOG_U("remaining", view(s).in_flight),
 		    LOG_U("sent", sent));
-	s->drain_failed = !drained;
+	/* What is with the writers is to be committed; a lane that got no writer keeps the rest. */
+	for (i = 0; i < s->lane_count && !drained; i++)
+		lane_finish(&s->lanes[i]);
 	s->state = STATE_FLUSH;
 	s->deadline = s->now + s->cfg->flush_timeout;
 }
 
 static void
-kill_writers(struct supervisor *s)
+kill_writers(struct supervisor *s, const char *reason)
 {
 	int i;
 
+	log_warn("writers_killed", LOG_S("reason", reason), LOG_U("in_flight", view(s).in_flight));
 	s->killing = true;
 	s->deadline = s->now + KILL_TIMEOUT;
 	for (i = 0; i < s->lane_count; i++)
-		lane_kill(&s->lanes[i], NULL);
+		lane_kill_for_good(&s->lanes[i]);
 }
 
 static bool
@@ -238,7 +240,7 @@ all_handed_over(const struct supervisor *s)
 
 /* A second signal: no more patience. QoS 1 loses nothing even so, it stays with the broker. */
 static void
-hurry(struct supervisor *s)
+hurry(struct supervisor *s, const char *reason)
 {
 	if (s->state == STATE_SETTLE || s->state == STATE_DRAIN) {
 		mqtt_abandon(&s->mqtt);
@@ -246,7 +248,7 @@ hurry(struct supervisor *s)
 		enter_flush(s, all_handed_over(s));
 	}
 	if (!s->killing)
-		kill_writers(s);
+		kill_writers(s, reason);
 }
 
 static void
@@ -255,13 +257,14 @@ finish(struct supervisor *s)
 	struct lane_totals t = totals(s);
 	uint64_t unacknowledged = mqtt_unacknowledged(&s->mqtt), in_flight = view(s).in_flight;
 	uint64_t lost = 0;
-	int i, alive = 0;
+	int i, alive = 0, killed = 0;
 
 	for (i = 0; i < s->lane_count; i++) {
+		killed += s->lanes[i].killed;
 		lost += backlog_count_qos(&s->lanes[i].backlog, 0);
 		alive += s->lanes[i].pid > 0;
 	}
-	log_info("workers_stopped", LOG_I("writers", s->lane_count), LOG_I("killed", s->killing),
+	log_info("workers_stopped", LOG_I("writers", s->lane_count), LOG_I("killed", killed),
 	    LOG_I("left_behind", alive));
 	log_info("batch_writer_flushed", LOG_U("records_written", t.rows),
 	    LOG_U("batches_flushed", t.batches));
@@ -323,7 +326,7 @@ flush(struct supervisor *s)
 
 	for (i = 0; i < s->lane_count; i++) {
 		l = &s->lanes[i];
-		if (lane_handed_over(l) || s->drain_failed)
+		if (lane_handed_over(l))
 			lane_finish(l);
 		/* Down for good: nothing is respawned after a kill, nor for nothing. */
 		if (l->state == LANE_DOWN && (s->killing || l->backlog.count == 0))
@@ -331,7 +334,7 @@ flush(struct supervisor *s)
 		open += l->state != LANE_DONE;
 	}
 	if (open > 0 && s->now >= s->deadline && !s->killing)
-		kill_writers(s);
+		kill_writers(s, "--flush-timeout is over");
 	else if (open == 0 || (s->killing && s->now >= s->deadline))
 		finish(s);
 }
@@ -375,7 +378,7 @@ reap(struct supervisor *s)
 		s->exit_status = rc;
 		if (s->state == STATE_RUN)
 			enter_settle(s, "a writer's configuration cannot work");
-		hurry(s);
+		hurry(s, "a writer's configuration cannot work");
 	}
 }
 
@@ -395,7 +398,7 @@ on_signals(struct supervisor *s)
 			if (s->state == STATE_RUN)
 				enter_settle(s, NULL);
 			else
-				hurry(s);
+				hurry(s, "a second signal");
 			break;
 		default:
 			log_info("signal_ignored", LOG_S("signal", signals_name(signo)));

@@ -148,6 +148,13 @@ pg_check_conninfo(const char *conninfo, char *why, size_t size)
 			PQfreemem(message);
 			return -1;
 		}
+		if (message != NULL && strncmp(message, "invalid connection option", 25) == 0) {
+			snprintf(why, size,
+			    "it holds a keyword that libpq does not know, or a value with a "
+			    "space in it that lacks its quotes");
+			PQfreemem(message);
+			return -1;
+		}
 		if (message != NULL && (first = strchr(message, '"')) != NULL) {
 			last = strrchr(message, '"');
 			memmove(first + 1, last, strlen(last) + 1);
@@ -158,6 +165,13 @@ pg_check_conninfo(const char *conninfo, char *why, size_t size)
 		return -1;
 	}
 	for (o = options; o->keyword != NULL; o++) {
+		/* "@name" is an abstract socket; an @ further on is the rest of a password. */
+		if (o->val != NULL && strcmp(o->keyword, "host") == 0 && *o->val != '\0' &&
+		    *o->val != '/' && strchr(o->val + 1, '@') != NULL) {
+			snprintf(why, size,
+			    "the host holds an @; in a URI, write @ in a password as %%40");
+			rc = -1;
+		}
 		if (o->val == NULL || strcmp(o->keyword, "port") != 0)
 			continue;
 		/* A password with a slash in it makes a URI read like this, and the port its start.
@@ -409,6 +423,12 @@ take_result(struct pg *pg, PGresult *res)
 			PQputCopyEnd(pg->conn, "no COPY was expected here");
 		}
 		break;
+	case PGRES_COPY_OUT:
+	case PGRES_COPY_BOTH:
+		/* Nobody asked for that, and libpq would give the same result for ever. */
+		error_set(&pg->error, NULL, "the server sends a COPY that nobody asked for");
+		pg->astray = true;
+		break;
 	case PGRES_COMMAND_OK:
 	case PGRES_EMPTY_QUERY:
 		snprintf(pg->tag, sizeof(pg->tag), "%s", PQcmdStatus(res));
@@ -466,6 +486,8 @@ run_busy(struct pg *pg)
 		if (res == NULL)
 			break;
 		take_result(pg, res);
+		if (pg->astray)
+			return lost(pg);
 	}
 	if (PQstatus(pg->conn) == CONNECTION_BAD)
 		return lost(pg);
@@ -507,11 +529,13 @@ pg_rows(const struct pg *pg)
 	return PQntuples(pg->rows);
 }
 
-/* Good until the next query; the empty string for NULL. */
+/* Good until the next query; the empty string for NULL, and where the answer has no such field. */
 const char *
 pg_value(const struct pg *pg, int row, int column)
 {
-	return PQgetvalue(pg->rows, row, column);
+	const char *value = PQgetvalue(pg->rows, row, column);
+
+	return value != NULL ? value : "";
 }
 
 bool

@@ -49,6 +49,7 @@ struct pg {
 	bool not_durable; /* the server gave up waiting for its standby */
 	bool writing;     /* libpq holds bytes that the socket did not take */
 	bool copying;
+	bool astray; /* the server does what makes no sense */
 	struct pg_copy copies[PG_COPIES_MAX];
 	int copy_count, copy;
 	size_t copied;

@@ -124,6 +124,27 @@ report_heartbeat(struct report *r, int64_t waiting_since, int64_t now)
 	return r->next_trouble;
 }
 
+/* How many dead letters had no line of their own, once the second in which that was is over. */
+static void
+log_silent(struct report *r)
+{
+	if (r->dead_letters_silent > 0)
+		log_warn("dead_letters_not_logged", LOG_U("count", r->dead_letters_silent));
+	r->dead_letters_silent = 0;
+}
+
+/* When to call next, CLOCK_NEVER if nothing is owed. */
+int64_t
+report_silent(struct report *r, int64_t now)
+{
+	if (r->dead_letters_silent == 0)
+		return CLOCK_NEVER;
+	if (now - r->dead_letters_logged_from < CLOCK_SECOND)
+		return r->dead_letters_logged_from + CLOCK_SECOND;
+	log_silent(r);
+	return CLOCK_NEVER;
+}
+
 /* Logs what could not become a row. */
 void
 report_dead_letter(struct report *r, const struct record *record, const char *reason, int64_t now)
@@ -139,11 +160,9 @@ report_dead_letter(struct report *r, const struct record *record, const char *re
 		return;
 	}
 	snprintf(topic, sizeof(topic), "%.*s", (int)record->topic.n, record->topic.s);
-	if (r->dead_letters_silent > 0)
-		log_warn("dead_letters_not_logged", LOG_U("count", r->dead_letters_silent));
+	log_silent(r);
 	log_warn("dead_lettered", LOG_S("topic", topic), LOG_S("reason", reason),
 	    LOG_U("seq", record->seq));
-	r->dead_letters_silent = 0;
 }
 
 /* Everything is committed: the totals of this process. */
@@ -188,6 +207,7 @@ report_finish(struct report *r)
 	int64_t end = clock_monotonic() + FINISH_TIMEOUT, now;
 	struct pollfd p = {.fd = r->channel->fd, .events = POLLOUT};
 
+	log_silent(r);
 	for (report_write(r); report_waits(r); report_write(r)) {
 		now = clock_monotonic();
 		if (now >= end || poll(&p, 1, clock_poll_timeout(now, end)) <= 0)

@@ -25,6 +25,7 @@ void report_init(struct report *, struct channel *, int lane);
 void report_ready(struct report *, const char *server);
 void report_committed(struct report *, const struct batch *, int64_t duration);
 void report_trouble(struct report *, const struct trouble *);
+int64_t report_silent(struct report *, int64_t now);
 int64_t report_heartbeat(struct report *, int64_t waiting_since, int64_t now);
 void report_dead_letter(struct report *, const struct record *, const char *reason, int64_t now);
 void report_drained(struct report *);

@@ -93,6 +93,7 @@ fail_with_error(struct session *s, int64_t now)
 	    .user = s->pg.user,
 	    .database = s->pg.database,
 	    .table = s->schema.given,
+	    .timescaledb = s->missing.timescaledb,
 	    .creating = s->state == SESSION_CREATING,
 	};
 

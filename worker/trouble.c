@@ -28,12 +28,16 @@ trouble_set(struct trouble *t, const char *sqlstate, const char *fmt, ...)
 static const char *
 advice_on_privilege(const struct trouble_context *c, char *out, size_t size)
 {
+	bool hypertable = c->creating && *c->timescaledb != '\0';
+
 	if (c->creating)
 		snprintf(out, size,
 		    "GRANT CREATE on the schema of %s, and on database \"%s\" for the schema "
-		    "ingestd, to "
+		    "ingestd, %s%s%sto "
 		    "\"%s\", or create the tables as their owner",
-		    c->table, c->database, c->user);
+		    c->table, c->database, hypertable ? "and USAGE on the schema " : "",
+		    hypertable ? c->timescaledb : "", hypertable ? " of timescaledb, " : "",
+		    c->user);
 	else
 		snprintf(out, size,
 		    "GRANT INSERT ON %s and ON ingestd.dead_letter, and USAGE ON their schemas, TO "
@@ -61,7 +65,11 @@ advice(const char *state, const struct trouble_context *c, char *out, size_t siz
 	else if (strcmp(state, "3D000") == 0)
 		snprintf(out, size, "CREATE DATABASE \"%s\", or change --database", c->database);
 	else if (strcmp(state, "3F000") == 0)
-		snprintf(out, size, "CREATE SCHEMA it, or set a search_path with one that exists");
+		snprintf(out, size,
+		    "the schema ingestd is made again at the next try; any other has to be made "
+		    "with CREATE SCHEMA");
+	else if (strcmp(state, "42P01") == 0)
+		snprintf(out, size, "what has gone is made again at the next try");
 	else if (strcmp(state, "42501") == 0)
 		return advice_on_privilege(c, out, size);
 	else if (strcmp(state, "0A000") == 0)

@@ -15,6 +15,7 @@ struct trouble_context {
 	const char *user;
 	const char *database;
 	const char *table;
+	const char *timescaledb; /* as SQL: its schema, empty where it is not installed */
 	bool creating;
 };
 

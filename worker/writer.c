@@ -378,20 +378,24 @@ take_signals(struct writer *w)
 	}
 }
 
-/* Tells the supervisor that it is the database that is slow, and when to say so next. */
-static int64_t
-heartbeat(struct writer *w)
-{
-	if (!w->configured)
-		return CLOCK_NEVER;
-	return report_heartbeat(
-	    &w->report, session_waits(&w->session) ? w->session.since : CLOCK_NEVER, w->now);
-}
-
 static int64_t
 earlier(int64_t a, int64_t b)
 {
 	return a < b ? a : b;
+}
+
+/* Tells the supervisor that it is the database that is slow, and when to say so next. */
+static int64_t
+heartbeat(struct writer *w)
+{
+	int64_t waiting = CLOCK_NEVER;
+
+	if (!w->configured)
+		return CLOCK_NEVER;
+	if (session_waits(&w->session))
+		waiting = w->session.since;
+	return earlier(
+	    report_heartbeat(&w->report, waiting, w->now), report_silent(&w->report, w->now));
 }
 
 /*

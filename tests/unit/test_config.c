@@ -64,7 +64,7 @@ a_refusal_names_option_value_and_what_is_allowed(void **state)
 	    {"-s a -b mqtt://h:0", "--broker: no broker's URL: the port must be"},
 	    {"-s a -b mqtt://h:1883/x", "--broker: no broker's URL: the port must be"},
 	    {"-s a -t .x", "--table: '.x' must be NAME or SCHEMA.NAME"},
-	    {"-s a stray", "'stray': ingestd takes options only"},
+	    {"-s a stray", "argument 3: ingestd takes options only"},
 	};
 	struct config_error err;
 	struct config cfg;

@@ -208,3 +208,9 @@ def test_a_password_in_the_environment_reaches_the_writers(broker, database, ing
         database.query(f"REASSIGN OWNED BY {role} TO postgres")
         database.query(f"DROP OWNED BY {role}")
         database.query(f"DROP ROLE {role}")
+
+
+def test_a_password_with_an_at_sign_in_a_uri_ends_it_with_78_and_is_in_no_log(broker, ingestd):
+    daemon = ingestd(database="postgresql://user:hun@ter2secret@nohost.invalid/db")
+    assert daemon.wait() == 78
+    assert "%40" in daemon.log() and "ter2secret" not in daemon.log().replace(" ".join(daemon.arguments), "")

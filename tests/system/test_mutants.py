@@ -27,9 +27,13 @@ MUTANTS = {
     "reads_while_acknowledgements_are_half_out": (
         "supervisor/gate.c", '	if (g->flushing)\n		return "acknowledgements are being sent";\n', "",
         "unit:test_policy"),
+    "reads_without_asking_the_gate_again": (
+        "supervisor/mqtt.c", "if (m->reading && revents != 0 && gate_may_read(&m->gate, view))",
+        "if (m->reading && revents != 0)",
+        "test_gate.py"),
     "backlog_forgets_on_respawn": (
         "supervisor/lane.c", "	backlog_rewind(&l->backlog);\n", "",
-        "test_writers.py -k writer_killed_in_a_burst"),
+        "test_writers.py -k stopped_writer_is_recognised"),
     "lane_chosen_at_random": (
         "supervisor/supervisor.c", "XXH3_64bits(r->topic.s, r->topic.n) %", "(s->seq >> 3) %",
         "test_delivery.py -k hundred_thousand"),

@@ -85,6 +85,16 @@ def test_a_stopped_writer_is_recognised_and_replaced(broker, database, ingestd):
     assert daemon.stop() == 0
 
 
+def test_a_writer_that_stops_in_the_middle_of_a_large_record_is_recognised_and_replaced(broker, database, ingestd):
+    daemon = ingestd(writers=1, writer_timeout="3s").wait_ready(1)
+    os.kill(daemon.writers()[0], signal.SIGSTOP)
+    # More than the channel's buffers hold.
+    publish(broker, [("t/large", "[" + "1," * 600_000 + "1]")])
+    daemon.wait_log("writer_hung", 15)
+    database.wait_for_rows(1)
+    assert daemon.stop() == 0
+
+
 def test_a_long_commit_is_not_taken_for_a_hung_writer(broker, database, ingestd):
     daemon = ingestd(writer_timeout="3s").wait_ready()
     publish(broker, numbered(10))

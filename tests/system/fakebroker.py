@@ -1,0 +1,70 @@
+"""A broker that does what Mosquitto would not: it sends what it is told to, and reads when it is told to."""
+import fcntl
+import socket
+import struct
+import termios
+
+from processes import wait_until
+
+# linux/sockios.h: bytes that the peer's kernel has not acknowledged.
+SIOCOUTQ = termios.TIOCOUTQ
+
+
+def variable_length(n):
+    out = b""
+    while True:
+        n, byte = divmod(n, 128)
+        out += bytes([byte | (128 if n else 0)])
+        if not n:
+            return out
+
+
+def publish(topic, payload, packet_id):
+    """A PUBLISH of QoS 1, MQTT 5."""
+    body = struct.pack("!H", len(topic)) + topic.encode() + struct.pack("!H", packet_id) + b"\0" + payload
+    return b"\x32" + variable_length(len(body)) + body
+
+
+class FakeBroker:
+    def __init__(self, receive_buffer=None, segment=None):
+        self.listener = socket.socket()
+        if receive_buffer is not None:
+            self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if segment is not None:
+            self.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment)
+        self.listener.bind(("127.0.0.1", 0))
+        self.listener.listen(5)
+        self.url = f"mqtt://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.buffer = b""
+
+    def accept(self):
+        """Takes the connection, up to the SUBACK."""
+        self.listener.settimeout(30)
+        self.client, _ = self.listener.accept()
+        assert self.packet(30)[0] >> 4 == 1
+        self.client.sendall(b"\x20\x03\0\0\0")
+        subscribe = self.packet(30)
+        assert subscribe[0] >> 4 == 8
+        self.client.sendall(b"\x90\x04" + subscribe[2:4] + b"\0\x01")
+
+    def packet(self, timeout):
+        """The next packet, of less than 128 bytes or the CONNECT; TimeoutError when none comes."""
+        self.client.settimeout(timeout)
+        while len(self.buffer) < 2 or len(self.buffer) < 2 + self.buffer[1]:
+            data = self.client.recv(65536)
+            assert data, "ingestd closed the connection"
+            self.buffer += data
+        length = 2 + self.buffer[1]
+        packet, self.buffer = self.buffer[:length], self.buffer[length:]
+        return packet
+
+    def send(self, data):
+        """Returns when ingestd's side has all of it."""
+        self.client.settimeout(60)
+        self.client.sendall(data)
+        wait_until(lambda: struct.unpack("i", fcntl.ioctl(self.client, SIOCOUTQ, b"\0\0\0\0"))[0] == 0, 60,
+                   "all is sent")
+
+    def close(self):
+        self.client.close()
+        self.listener.close()

@@ -85,8 +85,10 @@ main(int argc, char **argv)
 		return 0;
 	if (config_init(&cfg) == -1 || config_from_environment(&cfg, &err) == -1 ||
 	    config_from_arguments(&cfg, argc, argv, &err) == CONFIG_BAD ||
-	    config_check(&cfg, &err) == -1)
+	    config_check(&cfg, &err) == -1) {
+		config_free(&cfg);
 		return usage(&err);
+	}
 
 	/* Overwrites the arguments, which may hold passwords, as well. */
 	setproctitle_init(argc, argv, environ);

@@ -118,7 +118,9 @@ lose(struct mqtt *m, int rc)
 	char why[sizeof(m->why)];
 	int64_t pause;
 
-	if (m->cfg->url.tls && !open && strstr(m->why, "OpenSSL") != NULL) {
+	/* What OpenSSL makes of a peer that speaks no TLS; a bad certificate says so itself. */
+	if (m->cfg->url.tls && !open &&
+	    (strstr(m->why, "unexpected eof") != NULL || strstr(m->why, "wrong version") != NULL)) {
 		snprintf(why, sizeof(why), "%.180s (is this a listener without TLS?)", m->why);
 		mqtt_set_why(m, why);
 	}
@@ -190,6 +192,7 @@ dial(struct mqtt *m)
 	mosquitto_property *props = NULL;
 	int rc;
 
+	m->refused = false;
 	m->mosq = new_client(m);
 	if (m->mosq == NULL) {
 		lose(m, MOSQ_ERR_NOMEM);

@@ -11,6 +11,7 @@
 #include <arpa/inet.h>
 #include <bsd/stdlib.h>
 #include <errno.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,25 +40,20 @@ failed(struct dialer *d, const char *error)
 	return DIALER_FAILED;
 }
 
-static enum dialer_result
-pick(struct dialer *d)
+static bool
+is_numeric(const char *host)
 {
 	unsigned char ignored[sizeof(struct in6_addr)];
 
-	if (inet_pton(AF_INET, d->host, ignored) == 1 ||
-	    inet_pton(AF_INET6, d->host, ignored) == 1) {
-		d->address = d->host;
-		return DIALER_GO;
-	}
-	if (d->next >= d->resolve.count)
-		return DIALER_WAIT;
-	d->address = d->resolve.address[d->next++];
-	return DIALER_GO;
+	return inet_pton(AF_INET, host, ignored) == 1 || inet_pton(AF_INET6, host, ignored) == 1;
 }
 
 /*
  * Call it when the deadline has come or resolve.fd is readable. DIALER_GO: connect to ->address.
  * DIALER_FAILED: ->error says why; call dialer_failed().
+ *
+ * Every attempt asks anew: an answer of hours ago may be wrong by now, and under TLS libmosquitto
+ * resolves the name once more, which is only safe when the name server has just answered.
  */
 enum dialer_result
 dialer_step(struct dialer *d, int64_t now)
@@ -71,18 +67,17 @@ dialer_step(struct dialer *d, int64_t now)
 		}
 		if (d->resolve.error != NULL)
 			return failed(d, d->resolve.error);
-		d->next = d->fresh && d->resolve.count > 0
-		    ? (int)(d->turn++ % (unsigned)d->resolve.count)
-		    : 0;
-		return pick(d) == DIALER_GO ? DIALER_GO : failed(d, "the name has no address");
+		if (d->resolve.count == 0)
+			return failed(d, "the name has no address");
+		d->address = d->resolve.address[d->turn++ % (unsigned)d->resolve.count];
+		return DIALER_GO;
 	}
 	if (now < d->retry_at)
 		return DIALER_WAIT;
-	/* The addresses of one answer in turn, then a new question. */
-	if (d->fresh)
-		d->next = d->resolve.count;
-	if (pick(d) == DIALER_GO)
+	if (is_numeric(d->host)) {
+		d->address = d->host;
 		return DIALER_GO;
+	}
 	if (resolve_start(&d->resolve, d->host) == -1)
 		return failed(d, strerror(errno));
 	d->give_up_at = now + RESOLVE_TIMEOUT;
@@ -98,7 +93,7 @@ dialer_failed(struct dialer *d, int64_t now)
 	/* Full jitter: thousands of clients of a broker that comes back must not come at once. */
 	pause = RETRY_LEAST + arc4random_uniform((uint32_t)(most - RETRY_LEAST));
 	/* While there are other addresses of the same name, they are tried without a pause. */
-	if (d->next > 0 && d->next < d->resolve.count && d->failures == 0)
+	if (d->resolve.count > 0 && d->turn % (unsigned)d->resolve.count != 0 && d->failures == 0)
 		pause = RETRY_LEAST;
 	else if (d->failures < 32)
 		d->failures++;

@@ -15,9 +15,7 @@ enum dialer_result {
 struct dialer {
 	const char *host;
 	struct resolve resolve;
-	int next;          /* which of the addresses */
-	bool fresh;        /* ask anew before every attempt */
-	unsigned turn;     /* attempts, when fresh: which address of the answer */
+	unsigned turn;     /* attempts: which of the addresses is next */
 	unsigned failures; /* in a row */
 	int64_t retry_at;
 	int64_t give_up_at;  /* for the resolver */

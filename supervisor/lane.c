@@ -64,7 +64,7 @@ queue_config(struct lane *l)
 static int
 spawn_failed(struct lane *l, const char *what, int64_t now)
 {
-	int64_t delay = policy_backoff(100 * CLOCK_MS, 30 * CLOCK_SECOND, l->failures++);
+	int64_t delay = policy_respawn_delay(++l->failures);
 
 	log_error("writer_not_started", LOG_I("lane", l->index), LOG_S("step", what),
 	    LOG_ERRNO(errno), LOG_T("retry_in", delay));

@@ -63,9 +63,6 @@ mqtt_init(struct mqtt *m, const struct config *cfg, mqtt_receive *receive, void 
 			"the old filters too: what matches those goes on coming"),
 		    LOG_S("next", "going on; a new --client-id starts without them"));
 	dialer_init(&m->dialer, cfg->url.host, first_attempt);
-	/* Under TLS libmosquitto resolves once more, and waits: never without an answer just
-	 * before. */
-	m->dialer.fresh = cfg->url.tls;
 	snprintf(m->broker, sizeof(m->broker),
 	    strchr(cfg->url.host, ':') ? "[%.250s]:%u" : "%.250s:%u", cfg->url.host, cfg->url.port);
 	return mosquitto_lib_init() == MOSQ_ERR_SUCCESS ? 0 : -1;
@@ -246,8 +243,7 @@ flush(struct mqtt *m)
 	if (!m->gate.flushing) {
 		if (m->gate.held > 0)
 			log_debug("acknowledged", LOG_U("messages", m->gate.held));
-		m->gate.held = 0;
-		m->gate.oldest = CLOCK_NEVER;
+		gate_reset(&m->gate);
 	}
 }
 
@@ -501,10 +497,8 @@ mqtt_gate(struct mqtt *m, const struct gate_view *view)
 
 /* When mqtt_dispatch() must be called at the latest. */
 int64_t
-mqtt_deadline(const struct mqtt *m, const struct gate_view *view)
+mqtt_deadline(const struct mqtt *m)
 {
-	int64_t at;
-
 	switch (m->state) {
 	case MQTT_WAITING:
 		return dialer_deadline(&m->dialer);
@@ -512,11 +506,8 @@ mqtt_deadline(const struct mqtt *m, const struct gate_view *view)
 	case MQTT_LEAVING:
 		return m->deadline;
 	case MQTT_OPEN:
-		at = m->misc_at;
-		if (m->gate.held > 0 && m->gate.oldest + m->gate.ack_interval > view->now &&
-		    m->gate.oldest + m->gate.ack_interval < at)
-			at = m->gate.oldest + m->gate.ack_interval;
-		return at;
+		/* Not --ack-interval: the gate looks at it whenever there is something to read. */
+		return m->misc_at;
 	default:
 		return CLOCK_NEVER;
 	}

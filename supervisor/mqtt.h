@@ -66,7 +66,7 @@ void mqtt_go(struct mqtt *, int64_t);
 void mqtt_prepare(struct mqtt *, struct pollfd *, const struct gate_view *);
 void mqtt_dispatch(struct mqtt *, short, const struct gate_view *);
 void mqtt_gate(struct mqtt *, const struct gate_view *);
-int64_t mqtt_deadline(const struct mqtt *, const struct gate_view *);
+int64_t mqtt_deadline(const struct mqtt *);
 void mqtt_close_intake(struct mqtt *);
 void mqtt_leave(struct mqtt *, int64_t);
 void mqtt_abandon(struct mqtt *);

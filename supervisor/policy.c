@@ -28,6 +28,13 @@ policy_backoff(int64_t first, int64_t last, unsigned n)
 	return first < last ? first : last;
 }
 
+/* How long to wait after so many failures in a row: the first costs nothing, it is an accident. */
+int64_t
+policy_respawn_delay(unsigned failures)
+{
+	return failures == 0 ? 0 : policy_backoff(FIRST_DELAY, LAST_DELAY, failures - 1);
+}
+
 /*
  * status as waitpid(2) gives it; healthy is how long the writer had been READY, in microseconds;
  * failures what the last verdict said, 0 at first.
@@ -43,8 +50,7 @@ policy_death(int status, int64_t healthy, unsigned failures)
 	}
 	if (healthy >= FORGIVEN_AFTER)
 		failures = 0;
-	/* The first time at once: one death is an accident, and the lane waits. */
-	v.delay = failures == 0 ? 0 : policy_backoff(FIRST_DELAY, LAST_DELAY, failures - 1);
+	v.delay = policy_respawn_delay(failures);
 	v.failures = failures < 64 ? failures + 1 : failures;
 	return v;
 }

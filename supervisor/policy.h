@@ -16,6 +16,7 @@ struct policy_verdict {
 
 struct policy_verdict policy_death(int, int64_t, unsigned);
 int64_t policy_backoff(int64_t, int64_t, unsigned);
+int64_t policy_respawn_delay(unsigned);
 const char *policy_meaning(int);
 
 #endif

@@ -68,6 +68,12 @@ make_directory(const char *dir)
 }
 
 static int
+open_directory(const char *dir)
+{
+	return open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+}
+
+static int
 refuse(const char *what, const char *dir, int e, const char *next)
 {
 	log_error("state_dir_unusable", LOG_S("state_dir", dir), LOG_S("step", what), LOG_ERRNO(e),
@@ -103,22 +109,39 @@ take_lock(int dirfd, const char *dir)
 	return 0;
 }
 
+/*
+ * Written aside and moved into place: half a file would be another file. durable: it survives the
+ * host's death as well, at the price of waiting for the disk.
+ */
+static int
+replace_file(int dirfd, const char *name, const void *data, size_t n, bool durable)
+{
+	char aside[64];
+	int fd, rc;
+
+	snprintf(aside, sizeof(aside), "%s.new", name);
+	fd = openat(dirfd, aside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd == -1)
+		return -1;
+	rc = write(fd, data, n) == (ssize_t)n && (!durable || fsync(fd) == 0) ? 0 : -1;
+	close(fd);
+	if (rc == 0)
+		rc = renameat(dirfd, aside, dirfd, name);
+	return rc == 0 && durable ? fsync(dirfd) : rc;
+}
+
 static int
 make_client_id(int dirfd, const char *dir, char **id)
 {
 	char text[64] = "ingestd-";
 	uuid_t uuid;
-	int fd;
 
 	uuid_generate(uuid);
 	uuid_unparse_lower(uuid, text + strlen(text));
-	/* Written aside and moved into place: half an id would be another id. */
-	fd = openat(dirfd, "client-id.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	if (fd == -1 || dprintf(fd, "%s\n", text) < 0 || fsync(fd) == -1 ||
-	    renameat(dirfd, "client-id.new", dirfd, "client-id") == -1 || fsync(dirfd) == -1)
-		return refuse("write the file client-id", dir, errno, "giving up");
-	close(fd);
 	*id = strdup(text);
+	strcat(text, "\n");
+	if (*id == NULL || replace_file(dirfd, "client-id", text, strlen(text), true) == -1)
+		return refuse("write the file client-id", dir, errno, "giving up");
 	return 0;
 }
 
@@ -170,7 +193,7 @@ state_open(struct config *cfg)
 	if (make_directory(cfg->state_dir) == -1)
 		return refuse("make it", cfg->state_dir, errno,
 		    "giving up; make it by hand for this user or choose another with --state-dir");
-	dirfd = open(cfg->state_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	dirfd = open_directory(cfg->state_dir);
 	if (dirfd == -1)
 		return refuse("open it", cfg->state_dir, errno,
 		    "giving up; choose a directory with --state-dir");
@@ -207,60 +230,49 @@ session_text(const struct config *cfg, struct buffer *out, size_t *name_len)
 	return 0;
 }
 
-static int
-session_path(const struct config *cfg, const char *name, char *out, size_t size)
-{
-	return snprintf(out, size, "%s/%s", cfg->state_dir, name) < (int)size ? 0 : -1;
-}
-
 /* No note, or none that can be read, means that nothing is known: that is never an error. */
 struct state_session
 state_load_session(const struct config *cfg)
 {
 	struct state_session known = {0};
 	struct buffer want = {0}, have = {0};
-	char path[PATH_MAX];
+	int dirfd = open_directory(cfg->state_dir),
+	    fd = openat(dirfd, "session", O_RDONLY | O_CLOEXEC);
 	size_t name_len;
 	ssize_t n;
-	int fd;
 
-	if (session_path(cfg, "session", path, sizeof(path)) == -1 ||
-	    session_text(cfg, &want, &name_len) == -1 || buffer_reserve(&have, want.len + 1) == -1)
-		goto out;
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd == -1)
-		goto out;
-	n = read(fd, have.data, want.len + 1);
-	close(fd);
-	known.known = n >= (ssize_t)name_len && memcmp(have.data, want.data, name_len) == 0;
-	known.same = n == (ssize_t)want.len && memcmp(have.data, want.data, want.len) == 0;
-out:
+	if (fd != -1 && session_text(cfg, &want, &name_len) == 0 &&
+	    buffer_reserve(&have, want.len + 1) == 0) {
+		n = read(fd, have.data, want.len + 1);
+		known.known = n >= (ssize_t)name_len && memcmp(have.data, want.data, name_len) == 0;
+		known.same = n == (ssize_t)want.len && memcmp(have.data, want.data, want.len) == 0;
+	}
+	if (fd != -1)
+		close(fd);
+	if (dirfd != -1)
+		close(dirfd);
 	buffer_free(&want);
 	buffer_free(&have);
 	return known;
 }
 
-/* The broker has the session now, subscribed to all filters. Failure costs a warning at most. */
+/*
+ * The broker has the session now, subscribed to all filters. Failure costs a warning at most. Not
+ * synced: the loop must not wait for a disk, and a note that is lost costs one warning as well.
+ */
 void
 state_save_session(const struct config *cfg)
 {
-	char path[PATH_MAX], new[PATH_MAX];
 	struct buffer text = {0};
+	int dirfd = open_directory(cfg->state_dir);
 	size_t name_len;
-	int fd = -1;
 
-	if (session_path(cfg, "session", path, sizeof(path)) == -1 ||
-	    session_path(cfg, "session.new", new, sizeof(new)) == -1 ||
-	    session_text(cfg, &text, &name_len) == -1)
-		goto out;
-	fd = open(new, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	if (fd == -1 || write(fd, text.data, text.len) != (ssize_t)text.len ||
-	    rename(new, path) == -1)
-		log_warn("session_not_noted", LOG_S("file", path), LOG_ERRNO(errno),
+	if (dirfd == -1 || session_text(cfg, &text, &name_len) == -1 ||
+	    replace_file(dirfd, "session", text.data, text.len, false) == -1)
+		log_warn("session_not_noted", LOG_S("state_dir", cfg->state_dir), LOG_ERRNO(errno),
 		    LOG_S(
 			"next", "going on; the next start will not know that there was a session"));
-out:
-	if (fd != -1)
-		close(fd);
+	if (dirfd != -1)
+		close(dirfd);
 	buffer_free(&text);
 }

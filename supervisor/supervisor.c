@@ -183,8 +183,13 @@ log_left(struct supervisor *s)
 static void
 enter_settle(struct supervisor *s, const char *reason)
 {
-	log_info(
-	    "shutdown_initiated", LOG_S("reason", reason), LOG_U("in_flight", view(s).in_flight));
+	uint64_t in_flight = view(s).in_flight;
+	int64_t patience = SETTLE_TIMEOUT + s->cfg->drain_timeout + s->cfg->flush_timeout;
+
+	log_info("shutdown_initiated", LOG_S("reason", reason), LOG_U("in_flight", in_flight),
+	    in_flight > 0 ? LOG_T("patience", patience) : LOG_S("patience", NULL),
+	    LOG_S("next",
+		in_flight > 0 ? "waiting for commits; a second signal ends it at once" : NULL));
 	s->state = STATE_SETTLE;
 	s->deadline = s->now + SETTLE_TIMEOUT;
 	s->drain_deadline = s->deadline + s->cfg->drain_timeout;
@@ -408,9 +413,9 @@ on_signals(struct supervisor *s)
 }
 
 static int64_t
-next_deadline(const struct supervisor *s, const struct gate_view *v)
+next_deadline(const struct supervisor *s)
 {
-	int64_t at = mqtt_deadline(&s->mqtt, v), other;
+	int64_t at = mqtt_deadline(&s->mqtt), other;
 	int i;
 
 	for (i = 0; i < s->lane_count; i++) {
@@ -444,7 +449,7 @@ loop(struct supervisor *s)
 		for (i = 0; i < s->lane_count; i++)
 			lane_prepare(&s->lanes[i], &fds[2 + i]);
 		if (poll(fds, (nfds_t)s->lane_count + 2,
-			clock_poll_timeout(s->now, next_deadline(s, &v))) == -1)
+			clock_poll_timeout(s->now, next_deadline(s))) == -1)
 			memset(fds, 0, ((size_t)s->lane_count + 2) * sizeof(*fds));
 		s->now = clock_monotonic();
 

@@ -1,4 +1,5 @@
 """A private PostgreSQL server for the tests of one process, and a database for each test."""
+import contextlib
 import itertools
 import os
 import shutil
@@ -103,6 +104,20 @@ class Database:
 
     def connect(self):
         return self.server.connect(self.name)
+
+    @contextlib.contextmanager
+    def locked(self, table="telemetry"):
+        """Nobody else reads or writes the table, until the connection that is given rolls back or the block ends."""
+        with self.connect() as holder:
+            holder.autocommit = False
+            holder.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+            yield holder
+
+    @staticmethod
+    def wait_for_waiter(holder):
+        """Until somebody waits for a lock: a writer has begun its transaction."""
+        wait_until(lambda: holder.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()[0],
+                   what="a writer waits")
 
     def query(self, sql, *params):
         """Runs one statement and returns its rows, an empty list where it has none."""

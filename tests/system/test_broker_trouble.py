@@ -262,9 +262,7 @@ def test_the_session_lives_while_the_gate_is_shut_for_twice_the_keepalive(make_b
     broker = make_broker(extra=["max_keepalive 10"])
     wire = Wire(broker.port)
     daemon = ingestd(broker=wire.url, protocol=protocol).wait_ready()
-    with database.connect() as holder:
-        holder.autocommit = False
-        holder.execute("LOCK TABLE telemetry IN ACCESS EXCLUSIVE MODE")
+    with database.locked() as holder:
         publish(broker, numbered(1000))
         wait_until(lambda: wire.count("down", "PUBLISH") >= 1, what="messages are on the wire")
         holder.execute("SELECT pg_sleep(20)")

@@ -129,9 +129,7 @@ def test_nothing_is_acknowledged_while_the_database_holds_the_commit(broker, dat
     database.create_numbered_table()
     wire = Wire(broker.port)
     ingestd(broker=wire.url).wait_ready()
-    with database.connect() as holder:
-        holder.autocommit = False
-        holder.execute("LOCK TABLE telemetry IN ACCESS EXCLUSIVE MODE")
+    with database.locked() as holder:
         publish(broker, numbered(1000))
         wait_until(lambda: wire.count("down", "PUBLISH") >= 20, what="messages are on the wire")
         wait_until(lambda: database.server.connect().execute(
@@ -149,9 +147,7 @@ def test_past_the_queue_limit_it_stops_reading_and_loses_nothing(broker, databas
     n = 20_000
     database.create_numbered_table()
     daemon = ingestd(qos=0, queue_limit=500, log_level="debug").wait_ready()
-    with database.connect() as holder:
-        holder.autocommit = False
-        holder.execute("LOCK TABLE telemetry IN ACCESS EXCLUSIVE MODE")
+    with database.locked() as holder:
         publisher = Publisher(broker.port)
         publisher.publish(numbered(n), qos=0)
         daemon.wait_log("intake_paused")

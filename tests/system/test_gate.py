@@ -45,9 +45,7 @@ def test_what_is_there_to_read_while_acknowledgements_are_half_out_is_not_acknow
     daemon = ingestd(broker=broker.url, writers=1, batch_size=1_000_000, ack_interval="60s", writer_timeout="60s")
     broker.accept()
     daemon.wait_log("mqtt_subscribed")
-    with database.connect() as holder:
-        holder.autocommit = False
-        holder.execute("LOCK TABLE telemetry")
+    with database.locked() as holder:
         broker.send(b"".join(publish("t/x", b"%d" % i, i) for i in range(1, MESSAGES + 1)))
         wait_until_idle(daemon.pid)
         # What happens now happens in one turn of its loop: all is committed, and one more message is there.

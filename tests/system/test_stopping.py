@@ -159,14 +159,14 @@ def test_a_stop_with_the_database_down_and_nothing_in_hand_is_clean(broker, data
 @pytest.mark.slow
 def test_a_stop_with_default_limits_and_the_database_locked_fits_thirty_seconds(broker, database, ingestd):
     daemon = ingestd().wait_ready()
-    with database.connect() as holder:
-        holder.autocommit = False
-        holder.execute("LOCK TABLE telemetry IN ACCESS EXCLUSIVE MODE")
+    with database.locked() as holder:
         publish(broker, numbered(1000))
-        wait_until(lambda: holder.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()[0],
-                   what="a writer waits")
+        database.wait_for_waiter(holder)
         status, acted, whole = stop_and_time(daemon)
         assert status == 75
+        # Somebody is waiting for it to end, and would rather not reach for kill -9.
+        initiated = daemon.events("shutdown_initiated")[0]
+        assert initiated["patience"] == "25.000s" and "a second signal ends it" in initiated["next"]
         assert acted < 1 * PATIENCE and whole < 30
         holder.rollback()
     ingestd()
@@ -177,12 +177,9 @@ def test_a_stop_with_default_limits_and_the_database_locked_fits_thirty_seconds(
 def test_a_commit_that_outlasts_the_settling_of_a_stop_doubles_nothing(broker, database, ingestd):
     """The connection may have been given up by then: what is committed all the same must not come again."""
     first = ingestd().wait_ready()
-    with database.connect() as holder:
-        holder.autocommit = False
-        holder.execute("LOCK TABLE telemetry IN ACCESS EXCLUSIVE MODE")
+    with database.locked() as holder:
         publish(broker, numbered(100))
-        wait_until(lambda: holder.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()[0],
-                   what="a writer waits")
+        database.wait_for_waiter(holder)
         first.signal(signal.SIGTERM)
         # Longer than the five seconds of settling, shorter than the stop may take.
         holder.execute("SELECT pg_sleep(8)")
@@ -212,12 +209,9 @@ def test_a_stop_with_a_writer_stopped_by_sigstop(broker, database, ingestd):
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_second_signal_ends_it_at_once_and_loses_nothing(broker, database, ingestd, signum):
     daemon = ingestd(drain_timeout="60s", flush_timeout="60s").wait_ready()
-    with database.connect() as holder:
-        holder.autocommit = False
-        holder.execute("LOCK TABLE telemetry IN ACCESS EXCLUSIVE MODE")
+    with database.locked() as holder:
         publish(broker, numbered(500))
-        wait_until(lambda: holder.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()[0],
-                   what="a writer waits")
+        database.wait_for_waiter(holder)
         daemon.signal(signum)
         daemon.wait_log("shutdown_initiated")
         second = time.monotonic()
@@ -232,9 +226,7 @@ def test_a_second_signal_ends_it_at_once_and_loses_nothing(broker, database, ing
 
 def test_a_writer_that_dies_during_the_stop_is_replaced_while_its_lane_holds_records(broker, database, ingestd):
     daemon = ingestd(writers=1).wait_ready(1)
-    with database.connect() as holder:
-        holder.autocommit = False
-        holder.execute("LOCK TABLE telemetry IN ACCESS EXCLUSIVE MODE")
+    with database.locked() as holder:
         publish(broker, numbered(500))
         wait_until(lambda: holder.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()[0],
                    what="the writer waits")

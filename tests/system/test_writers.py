@@ -99,9 +99,7 @@ def test_a_long_commit_is_not_taken_for_a_hung_writer(broker, database, ingestd)
     daemon = ingestd(writer_timeout="3s").wait_ready()
     publish(broker, numbered(10))
     database.wait_for_rows(10)
-    with database.connect() as holder:
-        holder.autocommit = False
-        holder.execute("LOCK TABLE telemetry IN ACCESS EXCLUSIVE MODE")
+    with database.locked() as holder:
         publish(broker, numbered(10, start=10))
         # Three times as long as the time after which silence is a fault.
         holder.execute("SELECT pg_sleep(9)")
@@ -132,9 +130,7 @@ def test_a_writer_that_crashes_again_and_again_is_started_ever_more_slowly(broke
 def test_writers_notice_the_death_of_their_supervisor_commit_and_leave(broker, database, ingestd):
     """At QoS 0, where nothing would come again: what the writers hold has nowhere else to be."""
     daemon = ingestd(qos=0, queue_limit=500).wait_ready()
-    with database.connect() as holder:
-        holder.autocommit = False
-        holder.execute("LOCK TABLE telemetry IN ACCESS EXCLUSIVE MODE")
+    with database.locked() as holder:
         publish(broker, numbered(600), qos=0)
         # It has read as much as it may, and all of that fits into the channels.
         daemon.wait_log("intake_paused")

@@ -4,8 +4,8 @@
 FROM debian:bookworm-slim AS build
 RUN apt-get update \
  && apt-get install -y --no-install-recommends \
-    gcc libbsd-dev libc6-dev libjson-c-dev libmosquitto-dev libmsgpack-dev libpq-dev libssl-dev \
-    libxxhash-dev make uuid-dev \
+    gcc libbsd-dev libc6-dev libjson-c-dev libmosquitto-dev libmsgpack-dev libpq-dev libsqlite3-dev \
+    libssl-dev libxxhash-dev make uuid-dev \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 # .dockerignore lets in what the build reads and no more: a changed test rebuilds nothing.
@@ -17,8 +17,8 @@ FROM debian:bookworm-slim
 # ca-certificates: mqtts:// checks the broker against the system's authorities.
 RUN apt-get update \
  && apt-get install -y --no-install-recommends \
-    ca-certificates libbsd0 libjson-c5 libmosquitto1 libmsgpackc2 libpq5 libssl3 libuuid1 \
-    libxxhash0 \
+    ca-certificates libbsd0 libjson-c5 libmosquitto1 libmsgpackc2 libpq5 libsqlite3-0 libssl3 \
+    libuuid1 libxxhash0 \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/*.deb
 # The uid is fixed, so that the files in the state volume still belong to the user of the next image.
 RUN groupadd --gid 10001 ingestd \
@@ -27,7 +27,8 @@ RUN groupadd --gid 10001 ingestd \
  && install -d -o ingestd -g ingestd -m 700 /var/lib/ingestd
 COPY --from=build /out/usr/local/bin/ingestd /usr/local/bin/
 COPY --from=build /out/usr/local/libexec/ingestd/ /usr/local/libexec/ingestd/
-# The client id lives here: lost with the container, the broker's queue for us would be lost too.
+# The client id lives here, and what the broker may send again: lost with the container, the broker's
+# queue for us would be lost too.
 VOLUME /var/lib/ingestd
 ENV INGESTD_STATE_DIR=/var/lib/ingestd
 USER ingestd

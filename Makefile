@@ -5,18 +5,20 @@ CC ?= cc
 CFLAGS ?= -O2 -g
 LDFLAGS ?=
 SANITIZE ?=
+FAILPOINTS ?=
 comma := ,
 
-BUILD := build$(if $(SANITIZE),-$(subst $(comma),-,$(SANITIZE)))
+BUILD := build$(if $(SANITIZE),-$(subst $(comma),-,$(SANITIZE)))$(if $(FAILPOINTS),.failpoints)
 VERSION := 0.1.0
 
 WARN := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith
 ALL_CFLAGS := -std=gnu17 $(WARN) -MMD -MP -D_GNU_SOURCE -DVERSION='"$(VERSION)"' -Icommon \
     -Isupervisor -Iworker -I/usr/include/postgresql \
-    $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer) $(CFLAGS)
+    $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer) \
+    $(if $(FAILPOINTS),-DFAILPOINTS) $(CFLAGS)
 ALL_LDFLAGS := $(if $(SANITIZE),-fsanitize=$(SANITIZE)) -Wl,--as-needed $(LDFLAGS)
 
-SUPERVISOR_LIBS := -lmosquitto -lmsgpackc -lxxhash -luuid -lssl -lbsd
+SUPERVISOR_LIBS := -lmosquitto -lmsgpackc -lxxhash -luuid -lssl -lsqlite3 -lbsd
 WORKER_LIBS := -lpq -lmsgpackc -ljson-c -lbsd
 
 objects = $(patsubst %.c,$(BUILD)/%.o,$(wildcard $(1)/*.c))
@@ -48,6 +50,7 @@ programs-for-tests: all $(UNIT_TESTS) $(BUILD)/unit/payload_verdict
 check: ## install what is missing, build, run all tests
 	tests/install-dependencies check
 	$(MAKE) programs-for-tests
+	$(MAKE) FAILPOINTS=1 all
 	BUILD=$(BUILD) tests/run
 
 demo: ## install what is missing, build, show ingestd at work on private servers
@@ -59,6 +62,11 @@ bench: ## install what is missing, build, measure against psql's COPY
 	@tests/install-dependencies bench
 	@$(MAKE) -s --no-print-directory all
 	@BUILD=$(BUILD) tests/bench/run
+
+faults: ## install what is missing, build, run random faults (RUNS SEED RATE SYSTEM FAULT JOBS)
+	@tests/install-dependencies check
+	@$(MAKE) -s --no-print-directory all
+	@BUILD=$(BUILD) tests/faults/run
 
 install: all ## copy programs and manuals below DESTDIR and PREFIX
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/ingestd \
@@ -76,11 +84,11 @@ format: ## bring the sources into the project's format
 	clang-format -i $(SOURCES)
 
 clean: ## remove what was built
-	rm -rf build build-*
+	rm -rf build build-* build.*
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | expand -t 12
 
-.PHONY: all check demo bench install uninstall format clean help programs-for-tests
+.PHONY: all check demo bench faults install uninstall format clean help programs-for-tests
 .SECONDARY:
 -include $(wildcard $(BUILD)/*/*.d)

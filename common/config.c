@@ -88,7 +88,7 @@ static const struct option_row table[] = {
     {"writer-timeout", 0, "TIME", KIND_DURATION, AT(writer_timeout), 3 * CLOCK_SECOND,
 	3600 * CLOCK_SECOND, "30s", 0, "silence after which a writer is killed and replaced"},
     {"state-dir", 0, "DIR", KIND_STRING, AT(state_dir), 0, 0, NULL, 0,
-	"directory for the client id and the lock"},
+	"directory for the client id, the lock and the list of messages that may come again"},
     {"log-level", 0, "debug|info|warn|error", KIND_CHOICE, AT(log_level), 0, 0, "info", TO_WRITER,
 	"least level that is logged"},
     {"log-format", 0, "text|json", KIND_CHOICE, AT(log_format), 0, 0, "text", TO_WRITER,

@@ -123,6 +123,7 @@ int
 message_encode(struct buffer *out, const struct message *m)
 {
 	msgpack_packer pk;
+	size_t i;
 
 	if (m->type == MESSAGE_RECORD)
 		return message_encode_record(out, &m->record);
@@ -135,11 +136,23 @@ message_encode(struct buffer *out, const struct message *m)
 		msgpack_pack_uint64(&pk, m->config.lane);
 		pack_text(&pk, m->config.stream);
 		pack_text(&pk, m->config.text);
+		msgpack_pack_uint64(&pk, m->config.committed);
+		msgpack_pack_uint64(&pk, m->config.dead_letters);
+		msgpack_pack_uint64(&pk, m->config.session);
+		msgpack_pack_uint64(&pk, m->config.instance);
+		msgpack_pack_uint8(&pk, m->config.claimed);
+		break;
+	case MESSAGE_CLOSE:
+	case MESSAGE_FORGET:
+	case MESSAGE_FORGOTTEN:
+		pack_text(&pk, m->stream);
 		break;
 	case MESSAGE_READY:
 		msgpack_pack_uint64(&pk, m->ready.pid);
 		pack_text(&pk, m->ready.server);
 		msgpack_pack_uint64(&pk, m->ready.committed);
+		msgpack_pack_uint64(&pk, m->ready.dead_letters);
+		pack_text(&pk, m->ready.database);
 		break;
 	case MESSAGE_COMMITTED:
 		msgpack_pack_uint64(&pk, m->committed.watermark);
@@ -158,6 +171,14 @@ message_encode(struct buffer *out, const struct message *m)
 		msgpack_pack_uint64(&pk, m->drained.rows);
 		msgpack_pack_uint64(&pk, m->drained.dead_letters);
 		msgpack_pack_uint64(&pk, m->drained.batches);
+		break;
+	case MESSAGE_CLOSED:
+		pack_text(&pk, m->closed.stream);
+		msgpack_pack_array(&pk, 2 * m->closed.count);
+		for (i = 0; i < m->closed.count; i++) {
+			msgpack_pack_uint64(&pk, m->closed.lanes[i].lane);
+			msgpack_pack_uint64(&pk, m->closed.lanes[i].committed);
+		}
 		break;
 	default:
 		break;
@@ -203,6 +224,19 @@ fill_record(const msgpack_object *o, struct record *r, struct message_cursor *c)
 	return MESSAGE_OK;
 }
 
+static void
+fill_closed(const msgpack_object *o, struct message *m)
+{
+	const msgpack_object *numbers = o[2].via.array.ptr;
+	size_t i;
+
+	m->closed.stream = text_of(&o[1]);
+	m->closed.count = o[2].via.array.size / 2;
+	for (i = 0; i < m->closed.count; i++)
+		m->closed.lanes[i] = (struct lane_progress){
+		    .lane = numbers[2 * i].via.u64, .committed = numbers[2 * i + 1].via.u64};
+}
+
 static enum message_result
 fill(const msgpack_object *o, struct message *m, struct message_cursor *c)
 {
@@ -213,15 +247,27 @@ fill(const msgpack_object *o, struct message *m, struct message_cursor *c)
 		m->config.lane = o[2].via.u64;
 		m->config.stream = text_of(&o[3]);
 		m->config.text = text_of(&o[4]);
+		m->config.committed = o[5].via.u64;
+		m->config.dead_letters = o[6].via.u64;
+		m->config.session = o[7].via.u64;
+		m->config.instance = o[8].via.u64;
+		m->config.claimed = o[9].via.u64 != 0;
 		break;
 	case MESSAGE_RECORD:
 		return fill_record(o, &m->record, c);
 	case MESSAGE_FLUSH:
 		break;
+	case MESSAGE_CLOSE:
+	case MESSAGE_FORGET:
+	case MESSAGE_FORGOTTEN:
+		m->stream = text_of(&o[1]);
+		break;
 	case MESSAGE_READY:
 		m->ready.pid = o[1].via.u64;
 		m->ready.server = text_of(&o[2]);
 		m->ready.committed = o[3].via.u64;
+		m->ready.dead_letters = o[4].via.u64;
+		m->ready.database = text_of(&o[5]);
 		break;
 	case MESSAGE_COMMITTED:
 		m->committed.watermark = o[1].via.u64;
@@ -243,6 +289,9 @@ fill(const msgpack_object *o, struct message *m, struct message_cursor *c)
 		m->drained.rows = o[2].via.u64;
 		m->drained.dead_letters = o[3].via.u64;
 		m->drained.batches = o[4].via.u64;
+		break;
+	case MESSAGE_CLOSED:
+		fill_closed(o, m);
 		break;
 	}
 	return MESSAGE_OK;

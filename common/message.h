@@ -8,18 +8,22 @@
 struct buffer;
 
 /* The protocol's version, first in CONFIG. Raise it whenever a message changes its shape. */
-#define MESSAGE_VERSION 1
+#define MESSAGE_VERSION 2
 
 enum message_type {
 	/* supervisor to writer */
 	MESSAGE_CONFIG = 1,
 	MESSAGE_RECORD = 2,
 	MESSAGE_FLUSH = 3,
+	MESSAGE_CLOSE = 4,
+	MESSAGE_FORGET = 5,
 	/* writer to supervisor */
 	MESSAGE_READY = 16,
 	MESSAGE_COMMITTED = 17,
 	MESSAGE_TROUBLE = 18,
 	MESSAGE_DRAINED = 19,
+	MESSAGE_CLOSED = 20,
+	MESSAGE_FORGOTTEN = 21,
 };
 
 enum trouble_class {
@@ -28,6 +32,12 @@ enum trouble_class {
 	TROUBLE_DATA,
 };
 
+/*
+ * The SQLSTATE of TROUBLE with another instance that takes the messages of the same session
+ * (object_in_use): the supervisor keeps away from the broker then.
+ */
+#define TROUBLE_CLAIMED "55006"
+
 /* Bytes of text or payload, not terminated; s may be NULL when n is 0. */
 struct text {
 	const char *s;
@@ -35,6 +45,8 @@ struct text {
 };
 
 #define RECORD_PROPERTIES_MAX 64
+/* As many as --writers allows. */
+#define MESSAGE_LANES_MAX 64
 
 /* One MQTT message. payload.n < payload_size means that only its first bytes were kept. */
 struct record {
@@ -51,21 +63,47 @@ struct record {
 	struct text properties[2 * RECORD_PROPERTIES_MAX]; /* name, value, name, value, … */
 };
 
+/* How far a lane of a stream had come. */
+struct lane_progress {
+	uint64_t lane;
+	uint64_t committed; /* seq */
+};
+
 struct message {
 	enum message_type type;
 	union {
+		/*
+		 * committed and dead_letters are what the supervisor knows of the lane, for a
+		 * progress row that has to be made. session and instance are hashes: whose messages
+		 * these are, and who takes them.
+		 */
 		struct {
 			uint64_t version;
 			uint64_t lane;
 			struct text stream;
 			struct text text;
+			uint64_t committed;
+			uint64_t dead_letters;
+			uint64_t session;
+			uint64_t instance;
+			bool claimed; /* another instance was here a moment ago */
 		} config;
 		struct record record;
+		/* CLOSE, FORGET and FORGOTTEN: the stream that is meant. */
+		struct text stream;
+		/* committed is a seq, dead_letters those of the lane since the stream began. */
 		struct {
 			uint64_t pid;
 			struct text server;
 			uint64_t committed;
+			uint64_t dead_letters;
+			struct text database;
 		} ready;
+		struct {
+			struct text stream;
+			size_t count;
+			struct lane_progress lanes[MESSAGE_LANES_MAX];
+		} closed;
 		/* Counts since the last COMMITTED; the duration in microseconds. */
 		struct {
 			uint64_t watermark;

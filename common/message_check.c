@@ -14,16 +14,20 @@
 
 /*
  * What follows the type: u unsigned number, s string, b binary, o string or nil, l array of an even
- * number of strings.
+ * number of strings, n array of an even number of unsigned numbers.
  */
 static const struct message_layout layouts[] = {
-    {MESSAGE_CONFIG, "CONFIG", "uuss"},
+    {MESSAGE_CONFIG, "CONFIG", "uussuuuuu"},
     {MESSAGE_RECORD, "RECORD", "uusbuuuuol"},
     {MESSAGE_FLUSH, "FLUSH", ""},
-    {MESSAGE_READY, "READY", "usu"},
+    {MESSAGE_CLOSE, "CLOSE", "s"},
+    {MESSAGE_FORGET, "FORGET", "s"},
+    {MESSAGE_READY, "READY", "usuus"},
     {MESSAGE_COMMITTED, "COMMITTED", "uuuuu"},
     {MESSAGE_TROUBLE, "TROUBLE", "uss"},
     {MESSAGE_DRAINED, "DRAINED", "uuuu"},
+    {MESSAGE_CLOSED, "CLOSED", "sn"},
+    {MESSAGE_FORGOTTEN, "FORGOTTEN", "s"},
 };
 
 /* NULL for a type that there is not. */
@@ -147,18 +151,18 @@ skip_string(struct message_cursor *c)
 }
 
 static enum message_result
-skip_list(struct message_cursor *c)
+skip_list(struct message_cursor *c, bool numbers)
 {
 	enum message_result rc;
-	uint64_t n;
+	uint64_t n, ignored;
 
 	rc = read_length(c, "an array", 0x90, 0xf0, 0xdc, 2, &n);
 	if (rc != MESSAGE_OK)
 		return rc;
-	if (n > (uint64_t)2 * RECORD_PROPERTIES_MAX || n % 2 != 0)
-		return message_bad(c, "%llu properties and values", (unsigned long long)n);
+	if (n > 2 * (uint64_t)(numbers ? MESSAGE_LANES_MAX : RECORD_PROPERTIES_MAX) || n % 2 != 0)
+		return message_bad(c, "a list of %llu elements", (unsigned long long)n);
 	for (; n > 0 && rc == MESSAGE_OK; n--)
-		rc = skip_string(c);
+		rc = numbers ? read_unsigned(c, &ignored) : skip_string(c);
 	return rc;
 }
 
@@ -175,7 +179,8 @@ skip_element(struct message_cursor *c, char kind)
 		rc = read_length(c, "binary", 0, 0, 0xc4, 3, &n);
 		return rc == MESSAGE_OK ? skip_bytes(c, n) : rc;
 	case 'l':
-		return skip_list(c);
+	case 'n':
+		return skip_list(c, kind == 'n');
 	case 'o':
 		rc = need(c, 1);
 		if (rc == MESSAGE_OK && *c->p == 0xc0) {

@@ -23,6 +23,8 @@ signals_open(const int *list, int n)
 	int i;
 
 	signal(SIGPIPE, SIG_IGN);
+	/* A limit on the size of files is an error of write(2) as well, and no end. */
+	signal(SIGXFSZ, SIG_IGN);
 	sigemptyset(&set);
 	for (i = 0; i < n; i++)
 		sigaddset(&set, list[i]);

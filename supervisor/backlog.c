@@ -143,6 +143,13 @@ backlog_unsent(const struct backlog *b, struct iovec *iov, int n)
 	return i;
 }
 
+static void
+note_reached(struct backlog *b, uint64_t seq)
+{
+	if (seq > b->reached)
+		b->reached = seq;
+}
+
 /* n bytes of what backlog_unsent() gave have been written. */
 void
 backlog_mark_sent(struct backlog *b, size_t n)
@@ -163,6 +170,10 @@ backlog_mark_sent(struct backlog *b, size_t n)
 	b->partial += n;
 	while (b->sent < b->count && b->partial >= entry(b, b->sent)->length)
 		b->partial -= entry(b, b->sent++)->length;
+	if (b->partial > 0)
+		note_reached(b, entry(b, b->sent)->seq);
+	else if (b->sent > 0)
+		note_reached(b, entry(b, b->sent - 1)->seq);
 }
 
 /* Drops n bytes from the head of the chain and the chunks that are empty then. */
@@ -197,6 +208,21 @@ drop_bytes(struct backlog *b, size_t n)
 	}
 }
 
+/* Drops the first n records. */
+static void
+drop_records(struct backlog *b, size_t n)
+{
+	size_t bytes = 0, i;
+
+	for (i = 0; i < n; i++)
+		bytes += entry(b, i)->length;
+	drop_bytes(b, bytes);
+	b->head = n > 0 ? (b->head + n) & (b->capacity - 1) : b->head;
+	b->count -= n;
+	b->sent -= n < b->sent ? n : b->sent;
+	b->bytes -= bytes;
+}
+
 /*
  * Everything up to seq is durable and is dropped. Returns how many records that were; -1 if no
  * record with that seq was sent and waits, so that the writer cannot know of it.
@@ -204,19 +230,47 @@ drop_bytes(struct backlog *b, size_t n)
 int64_t
 backlog_durable(struct backlog *b, uint64_t seq)
 {
-	size_t n = 0, bytes = 0;
+	size_t n = 0;
 
 	while (n < b->sent && entry(b, n)->seq <= seq)
-		bytes += entry(b, n++)->length;
+		n++;
 	if (n == 0 || entry(b, n - 1)->seq != seq)
 		return -1;
-	drop_bytes(b, bytes);
-	b->head = (b->head + n) & (b->capacity - 1);
-	b->count -= n;
-	b->sent -= n;
-	b->bytes -= bytes;
+	drop_records(b, n);
 	b->watermark = seq;
 	return (int64_t)n;
+}
+
+/*
+ * A new writer has found everything up to seq committed, by the one before; nothing of the backlog
+ * has been sent to it yet. Returns how many records are dropped for it; -1 if nobody was ever sent
+ * a record of that seq.
+ */
+int64_t
+backlog_found(struct backlog *b, uint64_t seq)
+{
+	size_t n = 0;
+
+	if (seq > b->reached && seq > b->watermark)
+		return -1;
+	while (n < b->count && entry(b, n)->seq <= seq)
+		n++;
+	if (n > 0 && (b->sent > 0 || b->partial > 0))
+		return -1;
+	drop_records(b, n);
+	if (n > 0)
+		backlog_rewind(b);
+	if (seq > b->watermark)
+		b->watermark = seq;
+	return (int64_t)n;
+}
+
+/* Drops everything, of which nothing must have been sent. The watermark stays. */
+void
+backlog_discard(struct backlog *b)
+{
+	drop_records(b, b->count);
+	backlog_rewind(b);
 }
 
 /* The writer has died: all that is not durable is to be sent again. */

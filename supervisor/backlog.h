@@ -25,6 +25,7 @@ struct backlog {
 	size_t partial; /* bytes of the next one that are written */
 	size_t bytes;   /* of all entries */
 	uint64_t watermark;
+	uint64_t reached; /* highest seq of which a byte was ever written */
 	struct backlog_chunk *first, *last, *spare;
 	struct backlog_chunk *at; /* where the unsent bytes start */
 	size_t at_offset;
@@ -36,6 +37,8 @@ int backlog_append(struct backlog *, const struct record *);
 int backlog_unsent(const struct backlog *, struct iovec *, int);
 void backlog_mark_sent(struct backlog *, size_t);
 int64_t backlog_durable(struct backlog *, uint64_t);
+int64_t backlog_found(struct backlog *, uint64_t);
+void backlog_discard(struct backlog *);
 void backlog_rewind(struct backlog *);
 size_t backlog_count_qos(const struct backlog *, uint8_t);
 

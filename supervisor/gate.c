@@ -34,6 +34,8 @@ gate_reason(const struct gate *g, const struct gate_view *v)
 {
 	if (g->flushing)
 		return "acknowledgements are being sent";
+	if (v->stuck)
+		return "the state directory cannot be written";
 	if (!v->room)
 		return "the backlog is full (--queue-limit, --queue-bytes)";
 	if (g->held >= g->window)

@@ -17,6 +17,7 @@ struct gate {
 struct gate_view {
 	uint64_t in_flight; /* records that are not durable */
 	bool room;          /* the backlog is within its limits */
+	bool stuck;         /* what was read cannot be noted in the state directory */
 	int64_t now;
 };
 

@@ -3,20 +3,21 @@
  * durable.
  *
  * A writer that dies costs a respawn and a replay of this backlog, never a record, and nothing of
- * another lane. Must never believe a writer: a message that makes no sense ends it.
+ * another lane. What a writer says is heard in lane_hear.c. Must never send a record that is held
+ * back, nor leave a child unreaped.
  */
 #include "lane.h"
 
 #include <errno.h>
 #include <signal.h>
-#include <stdio.h>
-#include <string.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <sysexits.h>
 #include <unistd.h>
 
 #include "children.h"
 #include "clock.h"
+#include "failpoint.h"
 #include "log.h"
 #include "policy.h"
 #include "signals.h"
@@ -26,13 +27,12 @@
 #define IOV_PARTS 16
 /* From the end of its channel to the end of the process. */
 #define DYING_TIMEOUT (5 * CLOCK_SECOND)
-#define TROUBLE_LOGGED_EVERY (60 * CLOCK_SECOND)
 
-/* cfg and stream must outlive the lane. */
 void
-lane_init(struct lane *l, int index, const struct config *cfg, const char *stream)
+lane_init(struct lane *l, int index, const struct lane_owner *owner)
 {
-	*l = (struct lane){.index = index, .cfg = cfg, .stream = stream, .channel = {.fd = -1}};
+	*l =
+	    (struct lane){.index = index, .cfg = owner->cfg, .owner = owner, .channel = {.fd = -1}};
 	backlog_init(&l->backlog);
 }
 
@@ -53,7 +53,13 @@ queue_config(struct lane *l)
 	if (config_to_text(l->cfg, &text) == 0) {
 		m.config.version = MESSAGE_VERSION;
 		m.config.lane = (uint64_t)l->index;
-		m.config.stream = text_from(l->stream);
+		m.config.stream = text_from(l->owner->stream);
+		/* For a progress row that has to be made, or made anew. */
+		m.config.committed = l->backlog.watermark;
+		m.config.dead_letters = l->totals.dead_lettered;
+		m.config.session = l->owner->session;
+		m.config.instance = l->owner->instance;
+		m.config.claimed = l->claimed;
 		m.config.text = (struct text){(char *)buffer_head(&text), buffer_size(&text)};
 		rc = channel_queue(&l->channel, &m);
 	}
@@ -122,8 +128,8 @@ lane_kill_for_good(struct lane *l)
 	lane_kill(l, NULL);
 }
 
-static void
-channel_failed(struct lane *l, enum channel_result result)
+void
+lane_channel_failed(struct lane *l, enum channel_result result)
 {
 	/* A writer whose channel has ended is as good as dead; reaping says how it died. */
 	if (result == CHANNEL_ERROR)
@@ -145,12 +151,18 @@ lane_send(struct lane *l, int64_t now)
 
 	l->blocked = false;
 	while (result == CHANNEL_OK && (l->state == LANE_STARTING || l->state == LANE_READY)) {
-		n = l->state == LANE_READY && !l->finishing
+		n = l->state == LANE_READY && !l->finishing && !l->held_back
 		    ? backlog_unsent(&l->backlog, iov, IOV_PARTS)
 		    : 0;
 		if (n == 0 && buffer_size(&l->channel.out) == 0)
 			break;
+		if (n > 0 && FAILPOINT("before_send")) {
+			lane_channel_failed(l, CHANNEL_CLOSED);
+			return;
+		}
 		result = channel_write(&l->channel, iov, n, &sent);
+		if (n > 0 && FAILPOINT("after_send"))
+			result = CHANNEL_CLOSED;
 		backlog_mark_sent(&l->backlog, sent);
 	}
 	l->sent += l->backlog.sent - before;
@@ -160,7 +172,7 @@ lane_send(struct lane *l, int64_t now)
 	if (result == CHANNEL_AGAIN)
 		l->blocked = true;
 	else if (result != CHANNEL_OK)
-		channel_failed(l, result);
+		lane_channel_failed(l, result);
 	else if (l->flush_wanted && l->state == LANE_READY)
 		lane_flush(l, now);
 }
@@ -179,6 +191,24 @@ lane_flush(struct lane *l, int64_t now)
 		lane_send(l, now);
 }
 
+/*
+ * Sends CLOSE or FORGET for a stream; owner->answer gets the writer's answer. False if it cannot
+ * now: no writer is READY, or a record is half sent.
+ */
+bool
+lane_ask(struct lane *l, enum message_type type, const char *stream, int64_t now)
+{
+	struct message m = {.type = type};
+
+	if (l->state != LANE_READY || l->finishing || l->backlog.partial > 0)
+		return false;
+	m.stream = text_from(stream);
+	if (channel_queue(&l->channel, &m) == -1)
+		return false;
+	lane_send(l, now);
+	return true;
+}
+
 /* True when the writer has read all that there is for it. */
 bool
 lane_handed_over(const struct lane *l)
@@ -193,161 +223,11 @@ lane_finish(struct lane *l)
 {
 	if (l->finishing || l->pid <= 0 || l->state == LANE_DYING)
 		return;
+	if (l->forget && lane_handed_over(l))
+		lane_ask(l, MESSAGE_FORGET, l->owner->stream, clock_monotonic());
 	l->finishing = true;
 	shutdown(l->channel.fd, SHUT_WR);
 	kill(l->pid, SIGUSR1);
-}
-
-/* ---- what a writer says ---- */
-
-static const char *
-trouble_next(uint64_t class)
-{
-	switch (class) {
-	case TROUBLE_CONFIGURATION:
-		return "holding, nothing is acknowledged; trying again every few seconds until it "
-		       "is mended";
-	case TROUBLE_DATA:
-		return "holding; what this lane holds back soon stops all reading; nothing is "
-		       "dropped; trying again every few seconds";
-	default:
-		return "holding, nothing is acknowledged; the writer goes on trying";
-	}
-}
-
-static void
-on_trouble(struct lane *l, const struct message *m, int64_t now)
-{
-	char text[1024], sqlstate[6];
-	bool changed;
-
-	/* Without a text it is a sign of life from a writer that waits, and no trouble yet. */
-	if (m->trouble.text.n == 0)
-		return;
-	snprintf(text, sizeof(text), "%.*s", (int)m->trouble.text.n, m->trouble.text.s);
-	snprintf(
-	    sqlstate, sizeof(sqlstate), "%.*s", (int)m->trouble.sqlstate.n, m->trouble.sqlstate.s);
-	changed = l->trouble_since == 0 || strcmp(sqlstate, l->trouble_sqlstate) != 0;
-	if (l->trouble_since == 0)
-		l->trouble_since = now;
-	if (!changed && now - l->trouble_logged < TROUBLE_LOGGED_EVERY)
-		return;
-	l->trouble_logged = now;
-	strcpy(l->trouble_sqlstate, sqlstate);
-	log_error("database_trouble", LOG_I("lane", l->index),
-	    LOG_S("class", trouble_name(m->trouble.class)),
-	    LOG_S("sqlstate", *sqlstate != '\0' ? sqlstate : NULL), LOG_S("reason", text),
-	    LOG_U("waiting", l->backlog.count), LOG_T("for", now - l->trouble_since),
-	    LOG_S("next", trouble_next(m->trouble.class)));
-}
-
-static void
-trouble_over(struct lane *l, int64_t now)
-{
-	if (l->trouble_since == 0)
-		return;
-	log_info(
-	    "database_recovered", LOG_I("lane", l->index), LOG_T("after", now - l->trouble_since));
-	l->trouble_since = 0;
-	l->trouble_sqlstate[0] = '\0';
-}
-
-static bool
-on_committed(struct lane *l, const struct message *m, int64_t now)
-{
-	int64_t n = backlog_durable(&l->backlog, m->committed.watermark);
-	uint64_t dead = m->committed.dead_letters;
-
-	if (n == -1) {
-		lane_kill(l, "it confirmed records that it was not sent");
-		return false;
-	}
-	/* Records are counted here, where each is known to be one; rows are the writer's own count.
-	 */
-	if (dead > (uint64_t)n) {
-		lane_kill(l, "it counts more dead letters than records");
-		dead = (uint64_t)n;
-	}
-	l->totals.committed += (uint64_t)n - dead;
-	l->totals.dead_lettered += dead;
-	l->totals.rows += m->committed.rows;
-	l->totals.batches += m->committed.batches;
-	trouble_over(l, now);
-	log_debug("committed", LOG_I("lane", l->index), LOG_U("watermark", m->committed.watermark),
-	    LOG_U("rows", m->committed.rows), LOG_U("dead_letters", dead),
-	    LOG_T("took", (int64_t)m->committed.duration));
-	return true;
-}
-
-static void
-on_ready(struct lane *l, const struct message *m, int64_t now)
-{
-	char server[64];
-
-	snprintf(server, sizeof(server), "%.*s", (int)m->ready.server.n, m->ready.server.s);
-	trouble_over(l, now);
-	/* A second READY means that it had lost its database and has it back. */
-	if (l->state == LANE_STARTING)
-		log_info("writer_ready", LOG_I("lane", l->index), LOG_I("pid", l->pid),
-		    LOG_S("server", server), LOG_U("to_send", l->backlog.count));
-	l->state = LANE_READY;
-	l->ready_at = now;
-	lane_send(l, now);
-}
-
-static bool
-on_message(struct lane *l, const struct message *m, int64_t now)
-{
-	char reason[96];
-
-	l->heard = now;
-	switch (m->type) {
-	case MESSAGE_READY:
-		on_ready(l, m, now);
-		return true;
-	case MESSAGE_COMMITTED:
-		return on_committed(l, m, now);
-	case MESSAGE_TROUBLE:
-		on_trouble(l, m, now);
-		return true;
-	case MESSAGE_DRAINED:
-		l->drained = true;
-		log_debug("drained", LOG_I("lane", l->index), LOG_U("rows", m->drained.rows),
-		    LOG_U("batches", m->drained.batches));
-		return true;
-	default:
-		snprintf(reason, sizeof(reason), "it sent %s, which is ours to send",
-		    message_name(m->type));
-		lane_kill(l, reason);
-		return false;
-	}
-}
-
-/* Reads what the writer has said, at most one read(2). False at the end of the channel. */
-static bool
-hear(struct lane *l, int64_t now)
-{
-	enum channel_result result = channel_read(&l->channel);
-	enum message_result rc;
-	struct message_fault fault;
-	char reason[256];
-	struct message m;
-
-	while ((rc = channel_next(&l->channel, &m, &fault)) == MESSAGE_OK) {
-		if (!on_message(l, &m, now))
-			return false;
-	}
-	if (rc == MESSAGE_BAD) {
-		snprintf(reason, sizeof(reason), "malformed message on its channel, byte %zu: %s",
-		    fault.offset, fault.reason);
-		lane_kill(l, reason);
-		return false;
-	}
-	if (result == CHANNEL_OK || result == CHANNEL_AGAIN)
-		return result == CHANNEL_OK;
-	if (l->state != LANE_DYING)
-		channel_failed(l, result);
-	return false;
 }
 
 /* ---- the loop's hooks ---- */
@@ -366,7 +246,7 @@ void
 lane_dispatch(struct lane *l, short revents, int64_t now)
 {
 	if ((revents & (POLLIN | POLLHUP | POLLERR)) != 0)
-		hear(l, now);
+		lane_hear(l, now);
 	if ((revents & POLLOUT) != 0)
 		lane_send(l, now);
 }
@@ -399,7 +279,7 @@ lane_died(struct lane *l, int status, bool ending, int64_t now)
 	/* Reaped: the number may be another process's by now, and must not be killed any more. */
 	l->pid = 0;
 	l->state = LANE_DYING;
-	while (hear(l, now))
+	while (lane_hear(l, now))
 		;
 	channel_close(&l->channel);
 	backlog_rewind(&l->backlog);
@@ -408,6 +288,15 @@ lane_died(struct lane *l, int status, bool ending, int64_t now)
 		l->state = LANE_DONE;
 		return 0;
 	}
+	if (WIFEXITED(status) && WEXITSTATUS(status) == EX_NOPERM)
+		log_error("progress_lost", LOG_I("lane", l->index),
+		    LOG_U("unconfirmed", l->backlog.count),
+		    LOG_S("reason",
+			"its row in ingestd.progress has been removed, moved or closed while we "
+			"run"),
+		    LOG_S("next",
+			"the row is made again and the lane resumed from the backlog; a batch "
+			"whose commit was just then not confirmed may be stored twice"));
 	v = policy_death(status, healthy, l->failures);
 	l->failures = v.failures;
 	l->respawn_at = now + v.delay;

@@ -18,6 +18,20 @@ enum lane_state {
 	LANE_DONE,  /* drained and reaped, for good */
 };
 
+struct lane;
+
+/* A writer's answer to lane_ask(). */
+typedef void lane_answer(void *, struct lane *, const struct message *);
+
+/* What a lane has to know of its supervisor; must outlive it. */
+struct lane_owner {
+	const struct config *cfg;
+	const char *stream;
+	uint32_t session, instance; /* hashes: whose messages, and who takes them */
+	lane_answer *answer;
+	void *arg;
+};
+
 /* Since the start of the supervisor, over all writers of the lane. */
 struct lane_totals {
 	uint64_t committed; /* records that became rows */
@@ -29,7 +43,7 @@ struct lane_totals {
 struct lane {
 	int index;
 	const struct config *cfg;
-	const char *stream;
+	const struct lane_owner *owner;
 	enum lane_state state;
 	struct backlog backlog;
 	struct channel channel;
@@ -40,6 +54,10 @@ struct lane {
 	int64_t respawn_at;
 	unsigned failures;
 	bool blocked;          /* the channel is full: ask for POLLOUT */
+	bool held_back;        /* no record is to be sent for now */
+	bool claimed;          /* the writer has found another instance at the database */
+	bool was_ready;        /* a writer of this lane has been READY */
+	bool forget;           /* at the end, the writer is to remove its progress row */
 	bool flush_wanted;     /* FLUSH is owed, once all is sent */
 	bool finishing;        /* told to read to the end, commit and exit */
 	bool drained;          /* DRAINED came */
@@ -47,16 +65,18 @@ struct lane {
 	int64_t trouble_since; /* 0 when the database is well */
 	int64_t trouble_logged;
 	char trouble_sqlstate[6];
+	char database[64]; /* which one it is, as the writer says */
 	struct lane_totals totals;
 	uint64_t sent; /* records, those sent again included */
 };
 
-void lane_init(struct lane *, int, const struct config *, const char *);
+void lane_init(struct lane *, int, const struct lane_owner *);
 int lane_spawn(struct lane *, int64_t);
 void lane_send(struct lane *, int64_t);
 void lane_prepare(const struct lane *, struct pollfd *);
 void lane_dispatch(struct lane *, short, int64_t);
 void lane_flush(struct lane *, int64_t);
+bool lane_ask(struct lane *, enum message_type, const char *, int64_t);
 void lane_finish(struct lane *);
 void lane_kill(struct lane *, const char *);
 void lane_kill_for_good(struct lane *);
@@ -65,5 +85,9 @@ void lane_check(struct lane *, int64_t);
 int64_t lane_deadline(const struct lane *);
 bool lane_handed_over(const struct lane *);
 void lane_free(struct lane *);
+
+/* lane.c and lane_hear.c of each other */
+bool lane_hear(struct lane *, int64_t);
+void lane_channel_failed(struct lane *, enum channel_result);
 
 #endif

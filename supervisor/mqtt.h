@@ -9,6 +9,8 @@
 #include "dialer.h"
 #include "gate.h"
 #include "message.h"
+#include "resume.h"
+#include "store.h"
 
 struct mosquitto;
 
@@ -26,13 +28,22 @@ enum mqtt_receipt {
 	MQTT_NO_MEMORY,  /* not taken */
 };
 
+/* By what a message is told from others. dup: it is known to be marked as sent again. */
+struct mqtt_identity {
+	uint64_t topic_hash;
+	uint64_t hash; /* of topic and whole payload */
+	bool dup;
+};
+
 /* Called for every message. seq is the receiver's to give; the texts are gone after the call. */
-typedef enum mqtt_receipt mqtt_receive(void *, struct record *);
+typedef enum mqtt_receipt mqtt_receive(void *, struct record *, const struct mqtt_identity *);
 
 struct mqtt {
 	const struct config *cfg;
 	mqtt_receive *receive;
 	void *arg;
+	struct store *store;
+	struct resume *resume;
 	struct mosquitto *mosq;
 	enum mqtt_state state;
 	struct dialer dialer;
@@ -43,17 +54,24 @@ struct mqtt {
 	bool refused;       /* the last CONNACK said no */
 	bool full;          /* the receiver wants a pause */
 	bool intake_closed; /* stopping: read no more */
+	bool on_hold;       /* not to be connected for now */
+	bool listening;     /* to libmosquitto's log, which alone tells of DUP */
+	bool dup;           /* the log has told of it, for the message that comes next */
 	bool tcp_up;
-	bool reading;            /* POLLIN was asked for */
-	bool had_session;        /* the broker should know us */
-	bool subscribed;         /* in this process's lifetime, without a loss of the session */
-	int drain_fd;            /* while leaving */
-	int64_t now;             /* of this turn of the loop */
-	int64_t deadline;        /* of CONNECTING and LEAVING */
-	int64_t opened;          /* when */
-	int64_t keepalive;       /* microseconds */
-	int64_t last_out;        /* when bytes last left */
-	int64_t misc_at;         /* next mosquitto_loop_misc() */
+	bool reading;     /* POLLIN was asked for */
+	bool had_session; /* the broker should know us */
+	bool subscribed;  /* to all filters, as far as is known */
+	char **gone;      /* filters to unsubscribe from: an earlier run's */
+	int gone_count;
+	int unsubscribe_mid;
+	int barrier_mid;   /* of the UNSUBSCRIBE whose answer proves acknowledgements received */
+	int drain_fd;      /* while leaving */
+	int64_t now;       /* of this turn of the loop */
+	int64_t deadline;  /* of CONNECTING and LEAVING */
+	int64_t opened;    /* when */
+	int64_t keepalive; /* microseconds */
+	int64_t last_out;  /* when bytes last left */
+	int64_t misc_at;   /* next mosquitto_loop_misc() */
 	int64_t resubscribe_at;  /* a filter was refused */
 	int ping_left;           /* bytes of a PINGREQ of ours that are not out yet */
 	int64_t closures[3];     /* the last ends of file, for the recognition of a twin */
@@ -61,8 +79,12 @@ struct mqtt {
 	uint64_t properties_left_out;
 };
 
-int mqtt_init(struct mqtt *, const struct config *, mqtt_receive *, void *, int64_t);
+int mqtt_init(struct mqtt *, const struct config *, struct store *, struct resume *, int64_t);
+void mqtt_receiver(struct mqtt *, mqtt_receive *, void *);
 void mqtt_go(struct mqtt *, int64_t);
+void mqtt_hold(struct mqtt *);
+void mqtt_free(struct mqtt *);
+void mqtt_drop(struct mqtt *);
 void mqtt_prepare(struct mqtt *, struct pollfd *, const struct gate_view *);
 void mqtt_dispatch(struct mqtt *, short, const struct gate_view *);
 void mqtt_gate(struct mqtt *, const struct gate_view *);

@@ -1,5 +1,5 @@
 /*
- * What libmosquitto calls back: CONNACK, SUBACK, messages, DISCONNECT, its log.
+ * What libmosquitto calls back: CONNACK, messages, DISCONNECT, its log.
  *
  * Must never call anything of libmosquitto that writes, nor destroy the client: these functions run
  * in the middle of its reading. An end of the connection is only noted (m->lost) for mqtt.c.
@@ -12,16 +12,20 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 #include "clock.h"
+#include "failpoint.h"
 #include "log.h"
-#include "state.h"
+#include "mqtt_subscribe.h"
 
-#define RESUBSCRIBE_AFTER (60 * CLOCK_SECOND)
 /* What is kept of a payload that is over --payload-limit. */
 #define OVERSIZE_KEPT 4096
 #define PROPERTIES_BYTES (60 * 1024)
-#define SUBOPT_RETAIN_NEW 0x10
+/* libmosquitto cuts a line of its log off about here, the client id in front of DUP included. */
+#define CLIENT_ID_SHOWN 500
+/* How libmosquitto's log tells of a message before it hands it over; the DUP flag follows. */
+#define LOG_OF_PUBLISH " received PUBLISH (d"
 
 /* The reason of the end that is coming, for the log line that tells of it. */
 void
@@ -34,31 +38,46 @@ static void
 on_log(struct mosquitto *mosq, void *arg, int level, const char *text)
 {
 	struct mqtt *m = arg;
+	const char *publish = strstr(text, LOG_OF_PUBLISH);
 
 	(void)mosq;
-	/* OpenSSL's reasons come this way and no other. */
+	/* OpenSSL's reasons come this way and no other; DUP does as well. */
 	if (level == MOSQ_LOG_ERR)
 		mqtt_set_why(m, text);
+	if (publish != NULL)
+		m->dup = publish[strlen(LOG_OF_PUBLISH)] == '1';
 	/* It says "sending" when it only queues: the gate decides, and mqtt.c says when they leave.
 	 */
 	if (strstr(text, "sending PUBACK") == NULL)
 		log_debug("libmosquitto", LOG_S("text", text));
 }
 
-/* Subscribes to all filters; a refusal, here or in SUBACK, is tried again later. */
-void
-mqtt_subscribe(struct mqtt *m)
+/*
+ * As soon as DUP is of no interest any more: libmosquitto would have a line formatted for every
+ * message, for nobody to read. Says what has come of the messages that were sent again.
+ */
+static void
+stop_listening(struct mqtt *m)
 {
-	int options = m->cfg->protocol == CONFIG_PROTOCOL_5 ? SUBOPT_RETAIN_NEW : 0, rc;
+	const struct resume *r = m->resume;
 
-	m->resubscribe_at = CLOCK_NEVER;
-	rc = mosquitto_subscribe_multiple(m->mosq, NULL, m->cfg->subscribe_count, m->cfg->subscribe,
-	    (int)m->cfg->qos, options, NULL);
-	if (rc != MOSQ_ERR_SUCCESS) {
-		log_error("mqtt_subscribe_failed", LOG_S("reason", mosquitto_strerror(rc)),
-		    LOG_S("next", "trying again in 60 s"));
-		m->resubscribe_at = m->now + RESUBSCRIBE_AFTER;
-	}
+	if (!m->listening || resume_matching(r))
+		return;
+	m->listening = false;
+	if (!log_enabled(LOG_LEVEL_DEBUG))
+		mosquitto_log_callback_set(m->mosq, NULL);
+	if (r->missing > 0 || r->unmatched > 0)
+		log_warn("session_resumed", LOG_U("recognised", r->recognised),
+		    LOG_U("unmatched", r->unmatched), LOG_U("missing", r->missing),
+		    LOG_S("reason",
+			r->missing > 0
+			    ? "the broker does not send again what was received and not stored: "
+			      "it has expired, or the broker has lost it"
+			    : "the broker does not send again, or not in its order, what was not "
+			      "acknowledged; all of that is stored"),
+		    LOG_S("next", "going on; what does not match counts as new"));
+	else if (r->recognised > 0)
+		log_info("session_resumed", LOG_U("recognised", r->recognised));
 }
 
 static void
@@ -69,6 +88,7 @@ on_connack(struct mosquitto *mosq, void *arg, int rc, int flags, const mosquitto
 	uint16_t seconds = MQTT_KEEPALIVE_SECONDS;
 	uint32_t expiry;
 
+	(void)mosq;
 	m->refused = rc != 0;
 	if (rc != 0) {
 		snprintf(m->why, sizeof(m->why), "the broker refuses the connection: %s",
@@ -77,9 +97,6 @@ on_connack(struct mosquitto *mosq, void *arg, int rc, int flags, const mosquitto
 		m->lost = true;
 		return;
 	}
-	/* From here on it would have a line formatted for every message, for nobody to read. */
-	if (!log_enabled(LOG_LEVEL_DEBUG))
-		mosquitto_log_callback_set(mosq, NULL);
 	m->why[0] = '\0';
 	m->state = MQTT_OPEN;
 	m->opened = m->misc_at = m->last_out = m->now;
@@ -96,78 +113,36 @@ on_connack(struct mosquitto *mosq, void *arg, int rc, int flags, const mosquitto
 		    LOG_I("asked", m->cfg->session_expiry),
 		    LOG_S("reason",
 			"the broker keeps our session for less time than --session-expiry"));
+	m->lost = FAILPOINT("after_connack");
+	resume_connected(m->resume, present);
 	if (m->had_session && !present)
 		log_error("mqtt_session_lost", LOG_S("broker", m->broker),
 		    LOG_S("client_id", m->cfg->client_id),
+		    LOG_U("received_not_stored", m->resume->missing),
 		    LOG_S("reason",
 			"the broker has forgotten the session: what it held for us, and what was "
 			"published meanwhile, will not come"),
 		    LOG_S("next", "going on with a new session"));
-	if (!present)
-		m->subscribed = false;
+	if (!m->had_session && present)
+		log_warn("session_unknown", LOG_S("broker", m->broker),
+		    LOG_S("client_id", m->cfg->client_id),
+		    LOG_S("reason",
+			"the broker has a session under this client id, of which this state "
+			"directory knows nothing"),
+		    LOG_S("next",
+			"going on with it; what it sends again may have been stored before, by "
+			"another state directory's run: duplicates are possible, losses are not"));
+	if (resume_matching(m->resume) && strlen(m->cfg->client_id) > CLIENT_ID_SHOWN)
+		log_warn("session_not_recognised",
+		    LOG_U("messages", m->resume->tail - m->resume->head),
+		    LOG_S("reason",
+			"the client id has more than 500 bytes, and libmosquitto's log, which "
+			"alone tells of DUP, is cut off before that"),
+		    LOG_S("next", "what the broker sends again is stored again; use a shorter id"));
 	m->had_session = true;
-	/*
-	 * Retain handling 1 of MQTT 5 makes a repeated SUBSCRIBE harmless. Under 3.1.1 each one
-	 * brings all retained messages again, so there only what the broker cannot know is
-	 * subscribed.
-	 */
-	if (m->cfg->protocol == CONFIG_PROTOCOL_5 || !m->subscribed)
-		mqtt_subscribe(m);
-	else
-		log_info("mqtt_subscription_kept", LOG_I("filters", m->cfg->subscribe_count));
-	errno = 0;
-}
-
-static void
-log_refused(struct mqtt *m, const char *filter, int code)
-{
-	log_error("mqtt_subscribe_refused", LOG_S("filter", filter),
-	    LOG_S("reason",
-		m->cfg->protocol == CONFIG_PROTOCOL_5 ? mosquitto_reason_string(code)
-						      : "the broker gives none (an access list?)"),
-	    LOG_S("next", "trying again in 60 s; nothing of this filter comes until then"));
-	m->resubscribe_at = m->now + RESUBSCRIBE_AFTER;
-}
-
-static void
-on_suback(struct mosquitto *mosq, void *arg, int mid, int n, const int *granted,
-    const mosquitto_property *props)
-{
-	struct mqtt *m = arg;
-	char filters[1024] = "", qos[256] = "";
-	size_t f = 0, q = 0;
-	int i, refused = 0;
-
-	(void)mosq;
-	(void)mid;
-	(void)props;
-	for (i = 0; i < n && i < m->cfg->subscribe_count; i++) {
-		const char *filter = m->cfg->subscribe[i];
-
-		if (granted[i] >= 0x80) {
-			refused++;
-			log_refused(m, filter, granted[i]);
-			continue;
-		}
-		if (granted[i] < m->cfg->qos)
-			log_warn("mqtt_granted_less", LOG_S("filter", filter),
-			    LOG_I("asked", m->cfg->qos), LOG_I("granted", granted[i]),
-			    LOG_S("reason",
-				"the broker sends these messages without waiting for an "
-				"acknowledgement: they can be lost"));
-		/* What does not fit is cut off, as the log does with any long value. */
-		if (f < sizeof(filters))
-			f += (size_t)snprintf(
-			    filters + f, sizeof(filters) - f, "%s%s", f > 0 ? ", " : "", filter);
-		if (q < sizeof(qos))
-			q += (size_t)snprintf(
-			    qos + q, sizeof(qos) - q, "%s%d", q > 0 ? "," : "", granted[i]);
-	}
-	if (f > 0)
-		log_info("mqtt_subscribed", LOG_S("filters", filters), LOG_S("granted_qos", qos));
-	m->subscribed = refused == 0;
-	if (m->subscribed)
-		state_save_session(m->cfg);
+	m->listening = true;
+	stop_listening(m);
+	mqtt_bring_subscriptions_up_to_date(m, present);
 	errno = 0;
 }
 
@@ -249,6 +224,7 @@ on_message(struct mosquitto *mosq, void *arg, const struct mosquitto_message *ms
 	/* Static, because of its array of properties; only what is used of that is ever written. */
 	static struct record r;
 	struct mqtt *m = arg;
+	struct mqtt_identity id;
 	enum mqtt_receipt receipt;
 	size_t size = (size_t)msg->payloadlen;
 
@@ -266,10 +242,15 @@ on_message(struct mosquitto *mosq, void *arg, const struct mosquitto_message *ms
 		read_properties(m, &r, props);
 	if (msg->qos > 0)
 		gate_hold(&m->gate, m->now);
-	receipt = m->receive(m->arg, &r);
+	id.topic_hash = XXH3_64bits(r.topic.s, r.topic.n);
+	id.hash = msg->qos > 0 ? XXH3_64bits_withSeed(msg->payload, size, id.topic_hash) : 0;
+	id.dup = m->dup;
+	m->dup = false;
+	receipt = m->receive(m->arg, &r, &id);
 	if (props != NULL)
 		free_properties(&r);
 	m->full = receipt != MQTT_TAKEN;
+	stop_listening(m);
 	if (receipt == MQTT_NO_MEMORY) {
 		/* Nothing of this connection may be acknowledged now: let the broker send it again.
 		 */
@@ -290,6 +271,6 @@ mqtt_events_attach(struct mosquitto *mosq)
 	mosquitto_log_callback_set(mosq, on_log);
 	mosquitto_connect_v5_callback_set(mosq, on_connack);
 	mosquitto_disconnect_v5_callback_set(mosq, on_disconnect);
-	mosquitto_subscribe_v5_callback_set(mosq, on_suback);
+	mqtt_subscribe_attach(mosq);
 	mosquitto_message_v5_callback_set(mosq, on_message);
 }

@@ -7,7 +7,6 @@
 #define MQTT_KEEPALIVE_SECONDS 60
 
 void mqtt_events_attach(struct mosquitto *);
-void mqtt_subscribe(struct mqtt *);
 void mqtt_set_why(struct mqtt *, const char *);
 
 #endif

@@ -52,6 +52,19 @@ mqtt_wire_cork(int fd, int on)
 }
 
 /*
+ * Has TCP acknowledge at once what was read. After an UNSUBACK there is nothing of ours to send
+ * that the acknowledgement could ride on, the kernel would wait 40 ms for it, and a broker with
+ * Nagle's algorithm on, as Mosquitto's default is, would hold the next PUBLISH back for as long.
+ */
+void
+mqtt_wire_acknowledge(int fd)
+{
+	int on = 1;
+
+	setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof(on));
+}
+
+/*
  * A PINGREQ past libmosquitto's queue, for while the gate is shut: the broker cuts a client that is
  * silent for 1.5 times the keepalive, and in the queue it would stand behind the held PUBACKs. The
  * queue is never half written here, so ours cannot fall into the middle of a packet. The answer

@@ -72,6 +72,8 @@ policy_meaning(int status)
 		return "the system refused it something";
 	case EX_TEMPFAIL:
 		return "it left records uncommitted";
+	case EX_NOPERM:
+		return "its progress row is not its own any more";
 	case EX_CONFIG:
 		return "its configuration cannot work";
 	case EXEC_FAILED:

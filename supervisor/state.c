@@ -1,7 +1,6 @@
 /*
  * The state directory: the lock that keeps a second instance out, the client id that must stay the
- * same, or the broker's queue for us is lost, and a note of the session that the broker should
- * have.
+ * same, or the broker's queue for us is lost.
  *
  * Must never go on without the lock: two supervisors on one directory would undo each other's work.
  */
@@ -19,7 +18,6 @@
 #include <unistd.h>
 #include <uuid/uuid.h>
 
-#include "buffer.h"
 #include "log.h"
 
 #define CLIENT_ID_MAX 65535
@@ -110,11 +108,11 @@ take_lock(int dirfd, const char *dir)
 }
 
 /*
- * Written aside and moved into place: half a file would be another file. durable: it survives the
- * host's death as well, at the price of waiting for the disk.
+ * Written aside and moved into place: half a file would be another file. It survives the host's
+ * death as well.
  */
 static int
-replace_file(int dirfd, const char *name, const void *data, size_t n, bool durable)
+replace_file(int dirfd, const char *name, const void *data, size_t n)
 {
 	char aside[64];
 	int fd, rc;
@@ -123,11 +121,11 @@ replace_file(int dirfd, const char *name, const void *data, size_t n, bool durab
 	fd = openat(dirfd, aside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	if (fd == -1)
 		return -1;
-	rc = write(fd, data, n) == (ssize_t)n && (!durable || fsync(fd) == 0) ? 0 : -1;
+	rc = write(fd, data, n) == (ssize_t)n && fsync(fd) == 0 ? 0 : -1;
 	close(fd);
 	if (rc == 0)
 		rc = renameat(dirfd, aside, dirfd, name);
-	return rc == 0 && durable ? fsync(dirfd) : rc;
+	return rc == 0 ? fsync(dirfd) : rc;
 }
 
 static int
@@ -140,7 +138,7 @@ make_client_id(int dirfd, const char *dir, char **id)
 	uuid_unparse_lower(uuid, text + strlen(text));
 	*id = strdup(text);
 	strcat(text, "\n");
-	if (*id == NULL || replace_file(dirfd, "client-id", text, strlen(text), true) == -1)
+	if (*id == NULL || replace_file(dirfd, "client-id", text, strlen(text)) == -1)
 		return refuse("write the file client-id", dir, errno, "giving up");
 	return 0;
 }
@@ -202,77 +200,4 @@ state_open(struct config *cfg)
 		rc = read_client_id(dirfd, cfg->state_dir, &cfg->client_id);
 	close(dirfd);
 	return rc;
-}
-
-/* ---- the note of the session ---- */
-
-/* Its text: one line that names the session, then what it is subscribed to. */
-static int
-session_text(const struct config *cfg, struct buffer *out, size_t *name_len)
-{
-	char head[400];
-	int i, n;
-
-	n = snprintf(head, sizeof(head), "%.300s:%u ", cfg->url.host, cfg->url.port);
-	if (buffer_append(out, head, (size_t)n) == -1 ||
-	    buffer_append(out, cfg->client_id, strlen(cfg->client_id)) == -1 ||
-	    buffer_append(out, "\n", 1) == -1)
-		return -1;
-	*name_len = buffer_size(out);
-	n = snprintf(head, sizeof(head), "qos %d\n", (int)cfg->qos);
-	if (buffer_append(out, head, (size_t)n) == -1)
-		return -1;
-	for (i = 0; i < cfg->subscribe_count; i++) {
-		if (buffer_append(out, cfg->subscribe[i], strlen(cfg->subscribe[i])) == -1 ||
-		    buffer_append(out, "\n", 1) == -1)
-			return -1;
-	}
-	return 0;
-}
-
-/* No note, or none that can be read, means that nothing is known: that is never an error. */
-struct state_session
-state_load_session(const struct config *cfg)
-{
-	struct state_session known = {0};
-	struct buffer want = {0}, have = {0};
-	int dirfd = open_directory(cfg->state_dir),
-	    fd = openat(dirfd, "session", O_RDONLY | O_CLOEXEC);
-	size_t name_len;
-	ssize_t n;
-
-	if (fd != -1 && session_text(cfg, &want, &name_len) == 0 &&
-	    buffer_reserve(&have, want.len + 1) == 0) {
-		n = read(fd, have.data, want.len + 1);
-		known.known = n >= (ssize_t)name_len && memcmp(have.data, want.data, name_len) == 0;
-		known.same = n == (ssize_t)want.len && memcmp(have.data, want.data, want.len) == 0;
-	}
-	if (fd != -1)
-		close(fd);
-	if (dirfd != -1)
-		close(dirfd);
-	buffer_free(&want);
-	buffer_free(&have);
-	return known;
-}
-
-/*
- * The broker has the session now, subscribed to all filters. Failure costs a warning at most. Not
- * synced: the loop must not wait for a disk, and a note that is lost costs one warning as well.
- */
-void
-state_save_session(const struct config *cfg)
-{
-	struct buffer text = {0};
-	int dirfd = open_directory(cfg->state_dir);
-	size_t name_len;
-
-	if (dirfd == -1 || session_text(cfg, &text, &name_len) == -1 ||
-	    replace_file(dirfd, "session", text.data, text.len, false) == -1)
-		log_warn("session_not_noted", LOG_S("state_dir", cfg->state_dir), LOG_ERRNO(errno),
-		    LOG_S(
-			"next", "going on; the next start will not know that there was a session"));
-	if (dirfd != -1)
-		close(dirfd);
-	buffer_free(&text);
 }

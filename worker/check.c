@@ -45,10 +45,19 @@ static const struct need dead_letter_needs[] = {
     {"detail", {"text"}},
 };
 
-/* One of the two tables. */
+static const struct need progress_needs[] = {
+    {"stream", {"uuid"}},
+    {"lane", {"integer", "bigint", "smallint"}},
+    {"seq", {"bigint"}},
+    {"dead_letters", {"bigint"}},
+    {"closed", {"boolean"}},
+};
+
+/* One of the tables, and as what schema_columns_sql() knows it. */
 struct table {
 	const char *name;
-	bool of_rows;
+	const char *key;
+	bool moves; /* its rows are read, changed and removed as well */
 	const struct need *needs;
 	size_t need_count;
 };
@@ -138,13 +147,16 @@ check_facts(const struct pg *pg, const struct schema *schema, struct schema_miss
 		fact[FACT_TABLE_PERSISTENCE], t) ||
 	    !check_relation("ingestd.dead_letter",
 		"rename it, and ingestd makes a table of that name", fact[FACT_DEAD_LETTER_KIND],
-		fact[FACT_DEAD_LETTER_PERSISTENCE], t))
+		fact[FACT_DEAD_LETTER_PERSISTENCE], t) ||
+	    !check_relation("ingestd.progress", "rename it, and ingestd makes a table of that name",
+		fact[FACT_PROGRESS_KIND], fact[FACT_PROGRESS_PERSISTENCE], t))
 		return false;
 
 	*missing = (struct schema_missing){
 	    .table = *fact[FACT_TABLE_KIND] == '\0',
 	    .ingestd = !IS_TRUE(fact[FACT_INGESTD_EXISTS]),
 	    .dead_letter = *fact[FACT_DEAD_LETTER_KIND] == '\0',
+	    .progress = *fact[FACT_PROGRESS_KIND] == '\0',
 	};
 	snprintf(missing->timescaledb, sizeof(missing->timescaledb), "%s",
 	    fact[FACT_TIMESCALEDB_SCHEMA]);
@@ -182,7 +194,7 @@ find_column(const struct pg *pg, const struct table *table, const char *name)
 	int row;
 
 	for (row = 0; row < pg_rows(pg); row++) {
-		if (IS_TRUE(pg_value(pg, row, COLUMN_OF_ROWS)) == table->of_rows &&
+		if (strcmp(pg_value(pg, row, COLUMN_TABLE), table->key) == 0 &&
 		    strcmp(pg_value(pg, row, COLUMN_NAME), name) == 0)
 			return row;
 	}
@@ -230,7 +242,8 @@ check_needs(const struct pg *pg, const struct table *table, struct trouble *t)
 		else if (!type_fits(need, pg_value(pg, row, COLUMN_BASE_TYPE)))
 			list_add(&wrong, "%s is %s and should be %s", need->name,
 			    pg_value(pg, row, COLUMN_TYPE), need->types[0]);
-		else if (!IS_TRUE(pg_value(pg, row, COLUMN_INSERTABLE)))
+		else if (!IS_TRUE(pg_value(pg, row, COLUMN_INSERTABLE)) ||
+		    (table->moves && !IS_TRUE(pg_value(pg, row, COLUMN_MOVABLE))))
 			list_add(&locked, "%s", need->name);
 	}
 	if (absent.len == 0 && wrong.len == 0 && locked.len == 0)
@@ -248,8 +261,9 @@ check_needs(const struct pg *pg, const struct table *table, struct trouble *t)
 		    table->name, wrong.text, table->name);
 	else
 		trouble_set(t, "42501",
-		    "permission denied for table %s, columns %s; GRANT INSERT ON %s TO \"%s\"",
-		    table->name, locked.text, table->name, pg->user);
+		    "permission denied for table %s, columns %s; GRANT INSERT%s ON %s TO \"%s\"",
+		    table->name, locked.text, table->moves ? ", SELECT, UPDATE, DELETE" : "",
+		    table->name, pg->user);
 	return false;
 }
 
@@ -263,7 +277,7 @@ check_others(const struct pg *pg, const struct table *table, struct trouble *t)
 
 	for (row = 0; row < pg_rows(pg); row++) {
 		name = pg_value(pg, row, COLUMN_NAME);
-		if (IS_TRUE(pg_value(pg, row, COLUMN_OF_ROWS)) == table->of_rows &&
+		if (strcmp(pg_value(pg, row, COLUMN_TABLE), table->key) == 0 &&
 		    IS_TRUE(pg_value(pg, row, COLUMN_REQUIRED)) && find_need(table, name) == NULL)
 			list_add(&required, "%s", name);
 	}
@@ -277,13 +291,15 @@ check_others(const struct pg *pg, const struct table *table, struct trouble *t)
 	return false;
 }
 
-/* Checks the columns of both tables. Returns false with the trouble when one of them is not fit. */
+/* Checks the columns of all tables. Returns false with the trouble when one of them is not fit. */
 bool
 check_columns(const struct pg *pg, const struct schema *schema, struct trouble *t)
 {
 	const struct table tables[] = {
-	    {schema->given, true, table_needs, COUNT(table_needs)},
-	    {"ingestd.dead_letter", false, dead_letter_needs, COUNT(dead_letter_needs)},
+	    {schema->given, "rows", false, table_needs, COUNT(table_needs)},
+	    {"ingestd.dead_letter", "dead_letter", false, dead_letter_needs,
+		COUNT(dead_letter_needs)},
+	    {"ingestd.progress", "progress", true, progress_needs, COUNT(progress_needs)},
 	};
 	size_t i;
 

@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "clock.h"
+#include "failpoint.h"
 
 #define COPY_PIECE (64 * 1024)
 #define CONNECT_TIMEOUT_SECONDS 10
@@ -327,7 +328,7 @@ start(struct pg *pg)
 	error_clear(&pg->error);
 	PQclear(pg->rows);
 	pg->rows = NULL;
-	pg->not_durable = pg->copying = false;
+	pg->not_durable = pg->copying = pg->fenced = false;
 	pg->copy_count = pg->copy = 0;
 	pg->tag[0] = '\0';
 }
@@ -359,7 +360,11 @@ pg_query(struct pg *pg, const char *sql, const char *const *params, int count)
 	return started(pg, PQsendQueryParams(pg->conn, sql, count, NULL, params, NULL, NULL, 0));
 }
 
-/* Sends SQL whose COPY … FROM STDIN statements read the given texts, in order. As pg_query(). */
+/*
+ * Sends SQL whose COPY … FROM STDIN statements read the given texts, in order. If it has an UPDATE
+ * before them that does not touch exactly one row, they are refused, which ends the transaction,
+ * and fenced is set. As pg_query().
+ */
 int
 pg_query_copy(struct pg *pg, const char *sql, const struct pg_copy *copies, int count)
 {
@@ -383,7 +388,7 @@ feed(struct pg *pg, bool *failed)
 		rc = PQputCopyData(pg->conn, (const char *)c->data + pg->copied, (int)n);
 		if (rc == 1)
 			pg->copied += n;
-		*failed = rc == -1;
+		*failed = rc == -1 || FAILPOINT("in_copy");
 		if (rc != -1)
 			rc = PQflush(pg->conn);
 		*failed = *failed || rc == -1;
@@ -400,9 +405,9 @@ feed(struct pg *pg, bool *failed)
 		pg->writing = true;
 		return false;
 	}
-	*failed = rc == -1;
+	*failed = rc == -1 || (pg->copy == pg->copy_count && FAILPOINT("after_copy_before_commit"));
 	pg->writing = rc == 1;
-	return rc == 0;
+	return rc == 0 && !*failed;
 }
 
 static void
@@ -416,11 +421,13 @@ take_result(struct pg *pg, PGresult *res)
 	case PGRES_COPY_IN:
 		pg->copying = true;
 		pg->copied = 0;
-		if (pg->copy == pg->copy_count) {
-			/* Not ours. An empty text would end it well; a refusal is what this
-			 * deserves. */
+		/* An empty text would end it well; a refusal is what these deserve. */
+		pg->astray = FAILPOINT("after_move_before_copy");
+		if (pg->fenced || pg->copy == pg->copy_count) {
 			pg->copying = false;
-			PQputCopyEnd(pg->conn, "no COPY was expected here");
+			PQputCopyEnd(pg->conn,
+			    pg->fenced ? "the progress row has gone or moved"
+				       : "no COPY was expected here");
 		}
 		break;
 	case PGRES_COPY_OUT:
@@ -432,6 +439,8 @@ take_result(struct pg *pg, PGresult *res)
 	case PGRES_COMMAND_OK:
 	case PGRES_EMPTY_QUERY:
 		snprintf(pg->tag, sizeof(pg->tag), "%s", PQcmdStatus(res));
+		if (strncmp(pg->tag, "UPDATE", 6) == 0 && strcmp(pg->tag, "UPDATE 1") != 0)
+			pg->fenced = true;
 		break;
 	default:
 		note_result_error(pg, res);

@@ -50,6 +50,7 @@ struct pg {
 	bool writing;     /* libpq holds bytes that the socket did not take */
 	bool copying;
 	bool astray; /* the server does what makes no sense */
+	bool fenced; /* the copies' UPDATE did not touch exactly one row: they were refused */
 	struct pg_copy copies[PG_COPIES_MAX];
 	int copy_count, copy;
 	size_t copied;

@@ -16,7 +16,9 @@
 #include "batch.h"
 #include "channel.h"
 #include "clock.h"
+#include "failpoint.h"
 #include "log.h"
+#include "session.h"
 
 #define HEARTBEAT CLOCK_SECOND
 /* A transaction that takes longer is worth a line in the log. */
@@ -41,16 +43,40 @@ queue(struct report *r, const struct message *m)
 		    LOG_S("reason", "out of memory"));
 }
 
-/* The database is reached and fit; server is its version as text. */
+/* The database is reached and fit, and the progress row is ours. */
 void
-report_ready(struct report *r, const char *server)
+report_ready(struct report *r, const struct session *s)
 {
 	struct message m = {.type = MESSAGE_READY};
 
 	m.ready.pid = (uint64_t)getpid();
-	m.ready.server = text_from(server);
-	m.ready.committed = 0;
+	m.ready.server = text_from(s->server);
+	m.ready.committed = s->progress.committed;
+	m.ready.dead_letters = s->progress.dead_letters;
+	m.ready.database = text_from(s->database);
 	r->trouble = NULL;
+	queue(r, &m);
+}
+
+/* Another stream is closed: how far its lanes had come. */
+void
+report_closed(struct report *r, const struct session *s)
+{
+	struct message m = {.type = MESSAGE_CLOSED};
+
+	m.closed.stream = text_from(s->other);
+	m.closed.count = s->lane_count;
+	memcpy(m.closed.lanes, s->lanes, s->lane_count * sizeof(s->lanes[0]));
+	queue(r, &m);
+}
+
+/* A stream's progress rows are gone. */
+void
+report_forgotten(struct report *r, const char *stream)
+{
+	struct message m = {.type = MESSAGE_FORGOTTEN};
+
+	m.stream = text_from(stream);
 	queue(r, &m);
 }
 
@@ -194,6 +220,8 @@ report_write(struct report *r)
 
 	while (report_waits(r) && result == CHANNEL_OK)
 		result = channel_write(r->channel, NULL, 0, &sent);
+	if (r->batches > 0 && FAILPOINT("after_report"))
+		result = CHANNEL_CLOSED;
 	if (result != CHANNEL_OK && result != CHANNEL_AGAIN) {
 		r->deaf = true;
 		buffer_clear(&r->channel->out);

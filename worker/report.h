@@ -8,6 +8,7 @@
 
 struct batch;
 struct channel;
+struct session;
 
 /* What the supervisor is told. Times on the monotonic clock; the channel is the writer's. */
 struct report {
@@ -22,7 +23,9 @@ struct report {
 };
 
 void report_init(struct report *, struct channel *, int lane);
-void report_ready(struct report *, const char *server);
+void report_ready(struct report *, const struct session *);
+void report_closed(struct report *, const struct session *);
+void report_forgotten(struct report *, const char *stream);
 void report_committed(struct report *, const struct batch *, int64_t duration);
 void report_trouble(struct report *, const struct trouble *);
 int64_t report_silent(struct report *, int64_t now);

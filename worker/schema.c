@@ -99,10 +99,14 @@ schema_facts_sql(void)
 	       "$2::text IS NULL OR to_regnamespace($2::text) IS NOT NULL, "
 	       "t.relkind, t.relpersistence, "
 	       "to_regnamespace('ingestd') IS NOT NULL, "
-	       "d.relkind, d.relpersistence "
-	       "FROM (SELECT to_regclass($1::text) AS t, to_regclass('ingestd.dead_letter') AS d) "
-	       "n "
-	       "LEFT JOIN pg_class t ON t.oid = n.t LEFT JOIN pg_class d ON d.oid = n.d";
+	       "d.relkind, d.relpersistence, p.relkind, p.relpersistence, "
+	       "CASE WHEN has_function_privilege('pg_control_system()', 'EXECUTE') "
+	       "THEN (SELECT system_identifier::text FROM pg_control_system()) ELSE '' END || '/' "
+	       "|| (SELECT oid FROM pg_database WHERE datname = current_database()) "
+	       "FROM (SELECT to_regclass($1::text) AS t, to_regclass('ingestd.dead_letter') AS d, "
+	       "to_regclass('ingestd.progress') AS p) n "
+	       "LEFT JOIN pg_class t ON t.oid = n.t LEFT JOIN pg_class d ON d.oid = n.d "
+	       "LEFT JOIN pg_class p ON p.oid = n.p";
 }
 
 /* Opens a transaction in which nobody else makes tables. */
@@ -116,13 +120,18 @@ schema_lock_sql(void)
 const char *
 schema_columns_sql(void)
 {
-	return "SELECT a.attrelid = to_regclass($1::text), a.attname, format_type(a.atttypid, "
-	       "a.atttypmod), "
+	return "SELECT CASE a.attrelid WHEN to_regclass($1::text) THEN 'rows' "
+	       "WHEN to_regclass('ingestd.progress') THEN 'progress' ELSE 'dead_letter' END, "
+	       "a.attname, format_type(a.atttypid, a.atttypmod), "
 	       "format_type(CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END, NULL), "
 	       "a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AND t.typdefault IS NULL, "
-	       "has_column_privilege(a.attrelid, a.attnum, 'INSERT') "
+	       "has_column_privilege(a.attrelid, a.attnum, 'INSERT'), "
+	       "has_column_privilege(a.attrelid, a.attnum, 'SELECT') AND "
+	       "has_column_privilege(a.attrelid, a.attnum, 'UPDATE') AND "
+	       "has_table_privilege(a.attrelid, 'DELETE') "
 	       "FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid "
-	       "WHERE a.attrelid IN (to_regclass($1::text), to_regclass('ingestd.dead_letter')) "
+	       "WHERE a.attrelid IN (to_regclass($1::text), to_regclass('ingestd.dead_letter'), "
+	       "to_regclass('ingestd.progress')) "
 	       "AND a.attnum > 0 AND NOT a.attisdropped "
 	       "ORDER BY a.attrelid, a.attnum";
 }
@@ -174,6 +183,12 @@ schema_create_sql(const struct schema *s, const struct schema_missing *missing)
 		      "retain boolean NOT NULL, properties jsonb, lane integer NOT NULL, "
 		      "reason text NOT NULL, sqlstate text, detail text); ",
 		    f);
+	if (missing->progress)
+		fputs("CREATE TABLE IF NOT EXISTS ingestd.progress ("
+		      "stream uuid, lane integer, seq bigint NOT NULL, "
+		      "dead_letters bigint NOT NULL, closed boolean NOT NULL DEFAULT false, "
+		      "PRIMARY KEY (stream, lane)); ",
+		    f);
 	fputs("COMMIT", f);
 	if (fclose(f) == 0 && rc == 0)
 		return sql;
@@ -183,17 +198,17 @@ schema_create_sql(const struct schema *s, const struct schema_missing *missing)
 
 /*
  * The transaction of a batch: one simple query, so one round trip, in which each COPY reads what
- * the writer sends next. The row that makes a replay harmless is to be moved here first, right
- * behind BEGIN, so that its lock is a fence. The caller's to free; NULL when memory is short.
+ * the writer sends next. move is progress_move_sql()'s, first thing behind BEGIN, so that its lock
+ * is a fence. The caller's to free; NULL when memory is short.
  */
 char *
-schema_batch_sql(const struct schema *s, bool rows, bool dead_letters)
+schema_batch_sql(const struct schema *s, const char *move, bool rows, bool dead_letters)
 {
 	char *sql;
 	int rc;
 
-	rc = asprintf(&sql, "BEGIN; %s%s%s%sCOMMIT", rows ? "COPY " : "", rows ? s->table : "",
-	    rows ? " (time, topic, payload) FROM STDIN; " : "",
+	rc = asprintf(&sql, "BEGIN; %s%s%s%s%sCOMMIT", move, rows ? "COPY " : "",
+	    rows ? s->table : "", rows ? " (time, topic, payload) FROM STDIN; " : "",
 	    dead_letters ? "COPY ingestd.dead_letter (" DEAD_LETTER_COLUMNS ") FROM STDIN; " : "");
 	return rc == -1 ? NULL : sql;
 }

@@ -25,17 +25,21 @@ enum schema_fact {
 	FACT_INGESTD_EXISTS,
 	FACT_DEAD_LETTER_KIND,
 	FACT_DEAD_LETTER_PERSISTENCE,
+	FACT_PROGRESS_KIND,
+	FACT_PROGRESS_PERSISTENCE,
+	FACT_DATABASE, /* which one it is, whatever its name and address */
 	FACT_COUNT,
 };
 
-/* The columns of schema_columns_sql()'s rows, one row a column of the two tables. */
+/* The columns of schema_columns_sql()'s rows, one row a column of the tables. */
 enum schema_column {
-	COLUMN_OF_ROWS, /* true for the table of the rows, false for the dead letters */
+	COLUMN_TABLE, /* "rows", "dead_letter" or "progress" */
 	COLUMN_NAME,
 	COLUMN_TYPE,
 	COLUMN_BASE_TYPE,
 	COLUMN_REQUIRED, /* NOT NULL, and nothing fills it */
 	COLUMN_INSERTABLE,
+	COLUMN_MOVABLE, /* of progress: may be read, changed and removed as well */
 	COLUMN_COUNT,
 };
 
@@ -46,6 +50,7 @@ struct schema_missing {
 				  installed */
 	bool ingestd;
 	bool dead_letter;
+	bool progress;
 };
 
 #define SCHEMA_FACTS_PARAMETERS 2
@@ -57,7 +62,7 @@ const char *schema_facts_sql(void);
 const char *schema_lock_sql(void);
 const char *schema_columns_sql(void);
 char *schema_create_sql(const struct schema *, const struct schema_missing *);
-char *schema_batch_sql(const struct schema *, bool rows, bool dead_letters);
+char *schema_batch_sql(const struct schema *, const char *move, bool rows, bool dead_letters);
 char *schema_quote(const char *);
 
 #endif

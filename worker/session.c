@@ -1,6 +1,7 @@
 /*
  * The way to a committed batch: connect, look at the database, make what is missing, check what is
- * there, then one transaction after the other; and what to do when one of these fails.
+ * there, take the lane's progress row, then one transaction after the other; and what to do when
+ * one of these fails.
  *
  * Whatever fails ends in trouble and another try: at once-ish and then ever later where waiting may
  * help, every RETRY_SLOW where a person has to change something. Configuration trouble closes the
@@ -16,7 +17,9 @@
 #include "batch.h"
 #include "check.h"
 #include "clock.h"
+#include "failpoint.h"
 #include "log.h"
+#include "session_steps.h"
 
 #define RETRY_FIRST (100 * CLOCK_MS)
 #define RETRY_LAST (5 * CLOCK_SECOND)
@@ -24,9 +27,11 @@
 
 /* cfg must outlive the session. The first attempt starts with the first session_run(). */
 int
-session_init(struct session *s, const struct config *cfg, int64_t now)
+session_init(
+    struct session *s, const struct config *cfg, const struct progress *progress, int64_t now)
 {
-	*s = (struct session){.conninfo = cfg->database, .since = now, .retry_at = now};
+	*s = (struct session){
+	    .conninfo = cfg->database, .since = now, .retry_at = now, .progress = *progress};
 	return schema_init(&s->schema, cfg->table);
 }
 
@@ -59,8 +64,8 @@ keeps_connection(const struct session *s)
 }
 
 /* The trouble is set: decides when and how to try again. */
-static enum session_event
-fail(struct session *s, int64_t now)
+enum session_event
+session_fail(struct session *s, int64_t now)
 {
 	int64_t delay = s->trouble.class == TROUBLE_TRANSIENT ? backoff(s->failures) : RETRY_SLOW;
 
@@ -98,14 +103,14 @@ fail_with_error(struct session *s, int64_t now)
 	};
 
 	trouble_advise(&s->trouble, s->pg.error.sqlstate, s->pg.error.text, &c);
-	return fail(s, now);
+	return session_fail(s, now);
 }
 
-static enum session_event
-fail_with(struct session *s, const char *text, int64_t now)
+enum session_event
+session_fail_with(struct session *s, const char *text, int64_t now)
 {
 	trouble_set(&s->trouble, "", "%s", text);
-	return fail(s, now);
+	return session_fail(s, now);
 }
 
 /* ---- from the connection to READY ---- */
@@ -118,6 +123,17 @@ step(struct session *s, enum session_state next, const char *sql, const char *co
 		return fail_with_error(s, now);
 	s->state = next;
 	return SESSION_NOTHING;
+}
+
+/* The same with SQL that was made for it. */
+enum session_event
+session_step_own(struct session *s, enum session_state next, char *sql, int64_t now)
+{
+	free(s->sql);
+	s->sql = sql;
+	if (sql == NULL)
+		return SESSION_NO_MEMORY;
+	return step(s, next, sql, NULL, 0, now);
 }
 
 static enum session_event
@@ -151,6 +167,7 @@ note_settings(struct session *s)
 	const char *sync = pg_value(&s->pg, 0, FACT_SYNCHRONOUS_COMMIT);
 
 	snprintf(s->server, sizeof(s->server), "PostgreSQL %s", pg_value(&s->pg, 0, FACT_VERSION));
+	snprintf(s->database, sizeof(s->database), "%s", pg_value(&s->pg, 0, FACT_DATABASE));
 	/* With either of these a commit is confirmed before it is safe. */
 	s->set_synchronous = strcmp(sync, "off") == 0 || strcmp(sync, "local") == 0;
 	if (s->set_synchronous)
@@ -171,17 +188,13 @@ on_facts(struct session *s, bool locked, int64_t now)
 	const struct schema_missing *m = &s->missing;
 
 	if (!check_facts(&s->pg, &s->schema, &s->missing, &s->trouble))
-		return fail(s, now);
+		return session_fail(s, now);
 	note_settings(s);
-	if (!locked && (m->table || m->dead_letter))
+	if (!locked && (m->table || m->dead_letter || m->progress))
 		return step(s, SESSION_LOCKING, schema_lock_sql(), NULL, 0, now);
 	if (!locked)
 		return set_session(s, now);
-	free(s->sql);
-	s->sql = schema_create_sql(&s->schema, m);
-	if (s->sql == NULL)
-		return SESSION_NO_MEMORY;
-	return step(s, SESSION_CREATING, s->sql, NULL, 0, now);
+	return session_step_own(s, SESSION_CREATING, schema_create_sql(&s->schema, m), now);
 }
 
 static void
@@ -192,19 +205,16 @@ log_created(const struct session *s)
 		    LOG_S("hypertable", *s->missing.timescaledb != '\0' ? "yes" : "no"));
 	if (s->missing.dead_letter)
 		log_info("table_created", LOG_S("table", "ingestd.dead_letter"));
+	if (s->missing.progress)
+		log_info("table_created", LOG_S("table", "ingestd.progress"));
 }
 
 static enum session_event
 on_columns(struct session *s, int64_t now)
 {
 	if (!check_columns(&s->pg, &s->schema, &s->trouble))
-		return fail(s, now);
-	s->state = SESSION_READY;
-	/* With a refused batch it is not well again before that one is committed. */
-	if (s->refused)
-		return SESSION_NOTHING;
-	s->failures = 0;
-	return SESSION_IS_READY;
+		return session_fail(s, now);
+	return session_step_own(s, SESSION_LOOKING, progress_look_sql(&s->progress), now);
 }
 
 /* ---- transactions ---- */
@@ -221,12 +231,20 @@ enum session_event
 session_commit(struct session *s, const struct batch *b, int64_t now)
 {
 	struct pg_copy copies[PG_COPIES_MAX];
+	char *move = progress_move_sql(&s->progress, b->last_seq, b->dead_letter_count);
 	int n = 0;
 
 	free(s->sql);
-	s->sql = schema_batch_sql(&s->schema, b->row_count > 0, b->dead_letter_count > 0);
+	s->sql = move == NULL
+	    ? NULL
+	    : schema_batch_sql(&s->schema, move, b->row_count > 0, b->dead_letter_count > 0);
+	free(move);
 	if (s->sql == NULL)
 		return SESSION_NO_MEMORY;
+	if (FAILPOINT("before_begin"))
+		return session_fail_with(s, "failpoint", now);
+	s->pending_seq = b->last_seq;
+	s->pending_dead_letters = b->dead_letter_count;
 	if (b->row_count > 0)
 		copies[n++] = (struct pg_copy){buffer_head(&b->rows), buffer_size(&b->rows)};
 	if (b->dead_letter_count > 0)
@@ -243,14 +261,17 @@ static enum session_event
 on_committed(struct session *s, int64_t now)
 {
 	if (s->pg.not_durable)
-		return fail_with(s,
-		    "the server stopped waiting for its synchronous standby: the batch is not yet "
-		    "safe "
-		    "and is sent again",
+		return session_fail_with(s,
+		    "the server stopped waiting for its synchronous standby: the batch counts as "
+		    "committed when a later commit has reached it",
 		    now);
 	/* ROLLBACK is how a server says that a failed transaction has ended. */
+	if (FAILPOINT("after_commit_before_it_is_known"))
+		return session_fail_with(s, "failpoint", now);
 	if (strcmp(s->pg.tag, "COMMIT") != 0 || pg_in_transaction(&s->pg))
-		return fail_with(s, "the server did not commit the transaction", now);
+		return session_fail_with(s, "the server did not commit the transaction", now);
+	s->progress.committed = s->pending_seq;
+	s->progress.dead_letters += s->pending_dead_letters;
 	s->state = SESSION_READY;
 	s->failures = 0;
 	s->refused = false;
@@ -262,6 +283,11 @@ on_committed(struct session *s, int64_t now)
 static enum session_event
 on_query_done(struct session *s, int64_t now)
 {
+	if (s->state == SESSION_COMMITTING && s->pg.fenced)
+		return SESSION_FENCED;
+	if ((s->state == SESSION_TAKING || s->state == SESSION_CLOSING) &&
+	    strcmp(s->pg.error.sqlstate, LOCK_TIMED_OUT) == 0)
+		return session_evict(s, now);
 	if (s->pg.error.text[0] != '\0')
 		return fail_with_error(s, now);
 	switch (s->state) {
@@ -278,8 +304,21 @@ on_query_done(struct session *s, int64_t now)
 		return ask_columns(s, now);
 	case SESSION_COLUMNS:
 		return on_columns(s, now);
+	case SESSION_LOOKING:
+		return session_on_looked(s, now);
+	case SESSION_CLAIMING:
+		return session_on_claimed(s, now);
+	case SESSION_TAKING:
+		return session_on_taken(s, now);
 	case SESSION_COMMITTING:
 		return on_committed(s, now);
+	case SESSION_CLOSING:
+		return session_on_closed(s, now);
+	case SESSION_EVICTING:
+		return session_on_evicted(s, now);
+	case SESSION_FORGETTING:
+		s->state = SESSION_READY;
+		return SESSION_FORGOT;
 	default:
 		/* Rolled back: READY, but not before retry_at. */
 		s->state = SESSION_READY;

@@ -2,7 +2,9 @@
 #define WORKER_SESSION_H
 
 #include "config.h"
+#include "message.h"
 #include "pg.h"
+#include "progress.h"
 #include "schema.h"
 #include "trouble.h"
 
@@ -17,9 +19,15 @@ enum session_state {
 	SESSION_CREATING,
 	SESSION_SETTING,
 	SESSION_COLUMNS,
-	SESSION_READY, /* idle; a refused batch may have to wait until retry_at */
+	SESSION_LOOKING,  /* is anybody else here for our messages? */
+	SESSION_CLAIMING, /* the same again, with our own sign up */
+	SESSION_TAKING,   /* the progress row */
+	SESSION_READY,    /* idle; a refused batch may have to wait until retry_at */
 	SESSION_COMMITTING,
 	SESSION_ROLLING_BACK,
+	SESSION_CLOSING,    /* another stream */
+	SESSION_FORGETTING, /* progress rows */
+	SESSION_EVICTING,   /* ending a backend that held up TAKING or CLOSING */
 };
 
 enum session_event {
@@ -28,6 +36,10 @@ enum session_event {
 	SESSION_COMMITTED_BATCH,
 	SESSION_TROUBLE, /* trouble says what; a batch in flight is not durable, or not known to be
 			  */
+	SESSION_FENCED,  /* our progress row has gone, moved or been closed: commit nothing any more
+			  */
+	SESSION_CLOSED_STREAM, /* lanes says how far it had come */
+	SESSION_FORGOT,
 	SESSION_NO_MEMORY,
 };
 
@@ -45,15 +57,26 @@ struct session {
 	int64_t retry_at;
 	int failures; /* in a row */
 	bool refused; /* the last transaction failed and no other has succeeded since */
+	struct progress progress;
+	uint64_t pending_seq; /* of the last batch that was sent: in doubt while refused */
+	uint64_t pending_dead_letters;
+	char other[PROGRESS_STREAM_LENGTH + 1]; /* the stream that is being closed or forgotten */
+	enum session_state evicting_for;
+	int64_t rival_seen; /* when another instance was last seen here, 0 if never */
+	char database[64];  /* which one it is */
+	struct lane_progress lanes[MESSAGE_LANES_MAX];
+	size_t lane_count;
 	struct trouble trouble;
 	char *sql;
 };
 
-int session_init(struct session *, const struct config *, int64_t now);
+int session_init(struct session *, const struct config *, const struct progress *, int64_t now);
 void session_free(struct session *);
 enum session_event session_run(struct session *, int64_t now);
 bool session_can_commit(const struct session *, int64_t now);
 enum session_event session_commit(struct session *, const struct batch *, int64_t now);
+enum session_event session_close_stream(struct session *, const char *stream, int64_t now);
+enum session_event session_forget(struct session *, const char *stream, int lane, int64_t now);
 int64_t session_deadline(const struct session *);
 bool session_waits(const struct session *);
 

@@ -40,8 +40,8 @@ advice_on_privilege(const struct trouble_context *c, char *out, size_t size)
 		    c->user);
 	else
 		snprintf(out, size,
-		    "GRANT INSERT ON %s and ON ingestd.dead_letter, and USAGE ON their schemas, TO "
-		    "\"%s\"",
+		    "GRANT INSERT ON %s and ON ingestd.dead_letter, SELECT, INSERT, UPDATE, DELETE "
+		    "ON ingestd.progress, and USAGE ON their schemas, TO \"%s\"",
 		    c->table, c->user);
 	return out;
 }

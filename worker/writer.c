@@ -7,23 +7,17 @@
  */
 #include "writer.h"
 
-#include <bsd/unistd.h>
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdio.h>
-#include <string.h>
 #include <sysexits.h>
 #include <unistd.h>
 
-#include "batch.h"
-#include "channel.h"
 #include "clock.h"
-#include "config.h"
+#include "failpoint.h"
 #include "log.h"
-#include "report.h"
-#include "session.h"
 #include "signals.h"
+#include "writer_state.h"
 
 /* Until CONFIG says how large a record may be. */
 #define CONTROL_MAX (64 * 1024)
@@ -35,237 +29,45 @@ enum {
 	POLL_COUNT
 };
 
-struct writer {
-	struct channel channel;
-	int signals;
-	struct config cfg;
-	bool configured;
-	struct session session;
-	struct batch batches[2];
-	struct batch *filling; /* takes records */
-	struct batch *sending; /* in flight or held, NULL if none */
-	struct report report;
-	bool flush;    /* commit what is being filled, though more can be read */
-	bool all_read; /* all that can be read now was read */
-	bool told;     /* SIGUSR1 has come: read what is there, then end */
-	bool closed;   /* nothing more is read, ever */
-	bool hung_up;  /* nothing more will come, though not all was read */
-	bool done;
-	int status;      /* to exit with, once everything is committed */
-	int64_t give_up; /* the end of patience with the database, once the end has begun */
-	int64_t now;
-};
-
 /* ---- ending ---- */
 
-static void
-start_ending(struct writer *w)
+void
+writer_start_ending(struct writer *w)
 {
 	if (w->give_up == CLOCK_NEVER)
 		w->give_up = w->now + w->cfg.flush_timeout;
 }
 
 /* The channel is of no more use: commit what is held, then exit with this status. */
-static void
-close_input(struct writer *w, int status)
+void
+writer_close_input(struct writer *w, int status)
 {
 	w->closed = true;
 	if (w->status == EX_OK)
 		w->status = status;
-	start_ending(w);
+	writer_start_ending(w);
 }
 
 /* Ends at once, whatever is held. */
-static void
-end_now(struct writer *w, int status)
+void
+writer_end_now(struct writer *w, int status)
 {
 	w->done = true;
 	w->status = status;
 }
 
-static uint64_t
-records_held(const struct writer *w)
+uint64_t
+writer_records_held(const struct writer *w)
 {
 	return batch_records(&w->batches[0]) + batch_records(&w->batches[1]);
 }
 
-static void
-out_of_memory(struct writer *w)
+void
+writer_out_of_memory(struct writer *w)
 {
-	log_error("out_of_memory", LOG_U("records_held", records_held(w)),
+	log_error("out_of_memory", LOG_U("records_held", writer_records_held(w)),
 	    LOG_S("next", "this writer ends and its lane is sent again to another"));
-	end_now(w, EX_OSERR);
-}
-
-/* ---- messages from the supervisor ---- */
-
-static void
-on_malformed(struct writer *w, const struct message_fault *fault)
-{
-	log_error("channel_malformed", LOG_U("byte", fault->offset), LOG_S("reason", fault->reason),
-	    LOG_U("records_held", records_held(w)));
-	close_input(w, EX_DATAERR);
-}
-
-static void
-on_misplaced(struct writer *w, const struct message *m, const char *why)
-{
-	struct message_fault fault = {.offset = 0};
-
-	snprintf(fault.reason, sizeof(fault.reason), "%s %s", message_name(m->type), why);
-	on_malformed(w, &fault);
-}
-
-static void
-on_config(struct writer *w, const struct message *m)
-{
-	struct config_error err;
-	char why[300];
-
-	if (m->config.version != MESSAGE_VERSION) {
-		log_error("version_mismatch", LOG_U("supervisor", m->config.version),
-		    LOG_U("writer", MESSAGE_VERSION),
-		    LOG_S("reason",
-			"ingestd and ingestd-writer are of different versions: install both"));
-		/* No respawn can mend that: the service is to stop and say so. */
-		end_now(w, EX_CONFIG);
-		return;
-	}
-	if (config_from_text(&w->cfg, m->config.text.s, m->config.text.n, &err) == -1) {
-		log_error("configuration_malformed", LOG_S("reason", err.text));
-		end_now(w, EX_DATAERR);
-		return;
-	}
-	log_init((enum log_level)w->cfg.log_level, (enum log_format)w->cfg.log_format);
-	log_lane((int)m->config.lane);
-	report_init(&w->report, &w->channel, (int)m->config.lane);
-	setproctitle("lane %d", w->report.lane);
-	if (pg_check_conninfo(w->cfg.database, why, sizeof(why)) == -1) {
-		log_error("configuration_bad", LOG_S("option", "--database"), LOG_S("reason", why));
-		end_now(w, EX_CONFIG);
-		return;
-	}
-	w->channel.cap = message_cap((size_t)w->cfg.payload_limit);
-	w->configured = true;
-	if (session_init(&w->session, &w->cfg, w->now) == -1)
-		out_of_memory(w);
-}
-
-static void
-on_record(struct writer *w, const struct record *r)
-{
-	struct payload_verdict verdict;
-
-	switch (batch_add(w->filling, r, w->report.lane, w->now, &verdict)) {
-	case BATCH_ROW:
-		break;
-	case BATCH_DEAD_LETTER:
-		report_dead_letter(&w->report, r, verdict.reason, w->now);
-		break;
-	case BATCH_NO_MEMORY:
-		out_of_memory(w);
-		break;
-	}
-}
-
-static void
-dispatch(struct writer *w, const struct message *m)
-{
-	if (m->type == MESSAGE_CONFIG && !w->configured)
-		on_config(w, m);
-	else if (m->type == MESSAGE_CONFIG)
-		on_misplaced(w, m, "has come a second time");
-	else if (m->type != MESSAGE_RECORD && m->type != MESSAGE_FLUSH)
-		on_misplaced(w, m, "is a writer's message, not for one");
-	else if (!w->configured)
-		on_misplaced(w, m, "has come before CONFIG");
-	else if (m->type == MESSAGE_RECORD)
-		on_record(w, &m->record);
-	else
-		w->flush = true;
-}
-
-/* ---- reading ---- */
-
-static void
-on_end_of_file(struct writer *w)
-{
-	size_t left = buffer_size(&w->channel.in);
-
-	if (left > 0)
-		log_error("channel_cut", LOG_U("bytes_left_over", left),
-		    LOG_S("reason", "the channel has ended in the middle of a message"),
-		    LOG_U("records_held", records_held(w)));
-	close_input(w, left > 0 ? EX_DATAERR : EX_OK);
-}
-
-/* What has been read and not yet taken becomes part of the batch. False when there is no more. */
-static bool
-take_message(struct writer *w)
-{
-	struct message_fault fault;
-	struct message m;
-
-	switch (channel_next(&w->channel, &m, &fault)) {
-	case MESSAGE_OK:
-		dispatch(w, &m);
-		return true;
-	case MESSAGE_BAD:
-		on_malformed(w, &fault);
-		return true;
-	default:
-		return false;
-	}
-}
-
-static void
-read_more(struct writer *w)
-{
-	switch (channel_read(&w->channel)) {
-	case CHANNEL_OK:
-		break;
-	case CHANNEL_AGAIN:
-		w->all_read = true;
-		break;
-	case CHANNEL_CLOSED:
-		on_end_of_file(w);
-		break;
-	case CHANNEL_ERROR:
-		log_error(
-		    "channel_failed", LOG_ERRNO(errno), LOG_U("records_held", records_held(w)));
-		close_input(w, EX_DATAERR);
-		break;
-	}
-}
-
-static bool
-is_full(const struct writer *w)
-{
-	return w->configured && batch_full(w->filling, w->cfg.batch_size);
-}
-
-/* True when the oldest record should wait no longer, although more could be read. */
-static bool
-is_overdue(const struct writer *w)
-{
-	return batch_records(w->filling) > 0 &&
-	    (w->flush || w->now - w->filling->oldest >= w->cfg.batch_interval);
-}
-
-/* Reads until nothing more comes, the batch is full, or it is time to commit and possible. */
-static void
-take_input(struct writer *w)
-{
-	w->all_read = false;
-	while (!w->closed && !w->done && !w->all_read && !is_full(w)) {
-		if (take_message(w))
-			continue;
-		w->now = clock_monotonic();
-		if (w->configured && w->sending == NULL && is_overdue(w) &&
-		    session_can_commit(&w->session, w->now))
-			return;
-		read_more(w);
-	}
+	writer_end_now(w, EX_OSERR);
 }
 
 /* ---- committing ---- */
@@ -282,6 +84,10 @@ swap_batches(struct writer *w)
 static void
 on_committed(struct writer *w)
 {
+	if (FAILPOINT("after_commit_before_report")) {
+		writer_out_of_memory(w);
+		return;
+	}
 	report_committed(&w->report, w->sending, w->now - w->session.since);
 	batch_clear(w->sending);
 	w->sending = NULL;
@@ -296,7 +102,45 @@ on_event(struct writer *w, enum session_event event)
 {
 	switch (event) {
 	case SESSION_IS_READY:
-		report_ready(&w->report, w->session.server);
+		if (FAILPOINT("after_take_before_ready")) {
+			writer_out_of_memory(w);
+			break;
+		}
+		/* A commit whose answer was lost has happened all the same. */
+		if (w->sending != NULL && w->sending->last_seq <= w->session.progress.committed) {
+			log_info("commit_found", LOG_U("watermark", w->sending->last_seq),
+			    LOG_S("reason",
+				"its answer was lost with the connection; the progress row tells"));
+			on_committed(w);
+		}
+		report_ready(&w->report, &w->session);
+		return true;
+	case SESSION_FENCED:
+		log_error("writer_fenced", LOG_S("stream", w->session.progress.stream),
+		    LOG_U("records_held", writer_records_held(w)),
+		    LOG_S("reason",
+			"its row in ingestd.progress has been closed, moved or removed: another "
+			"supervisor has taken over, or somebody has changed the table"),
+		    LOG_S("next", "committing nothing more; this writer ends"));
+		writer_end_now(w, EX_NOPERM);
+		break;
+	case SESSION_CLOSED_STREAM:
+		if (FAILPOINT("after_close_before_answer")) {
+			writer_out_of_memory(w);
+			break;
+		}
+		report_closed(&w->report, &w->session);
+		w->errand = 0;
+		break;
+	case SESSION_FORGOT:
+		if (FAILPOINT("after_forget")) {
+			writer_out_of_memory(w);
+			break;
+		}
+		if (w->errand == MESSAGE_FORGET)
+			report_forgotten(&w->report, w->errand_stream);
+		w->errand = 0;
+		w->forget_own = false;
 		break;
 	case SESSION_COMMITTED_BATCH:
 		on_committed(w);
@@ -305,7 +149,7 @@ on_event(struct writer *w, enum session_event event)
 		report_trouble(&w->report, &w->session.trouble);
 		break;
 	case SESSION_NO_MEMORY:
-		out_of_memory(w);
+		writer_out_of_memory(w);
 		break;
 	case SESSION_NOTHING:
 		break;
@@ -313,13 +157,27 @@ on_event(struct writer *w, enum session_event event)
 	return false;
 }
 
+/* What concerns another stream, between two transactions. */
+static void
+run_errand(struct writer *w)
+{
+	if (w->errand == MESSAGE_CLOSE)
+		on_event(w, session_close_stream(&w->session, w->errand_stream, w->now));
+	else
+		on_event(w, session_forget(&w->session, w->errand_stream, -1, w->now));
+}
+
 /* Group commit: starts the next transaction as soon as the one before is through. */
 static void
 start_commit(struct writer *w)
 {
-	bool can = session_can_commit(&w->session, w->now);
+	bool can;
 
-	if (w->sending == NULL && (is_full(w) || (can && batch_records(w->filling) > 0)))
+	if (w->errand != 0 && w->sending == NULL && session_can_commit(&w->session, w->now))
+		run_errand(w);
+	can = session_can_commit(&w->session, w->now);
+
+	if (w->sending == NULL && (writer_is_full(w) || (can && batch_records(w->filling) > 0)))
 		swap_batches(w);
 	if (w->sending != NULL && can)
 		on_event(w, session_commit(&w->session, w->sending, w->now));
@@ -332,7 +190,7 @@ work(struct writer *w)
 	struct batch *before;
 
 	do {
-		take_input(w);
+		writer_take_input(w);
 		before = w->sending;
 		if (w->configured && !w->done)
 			start_commit(w);
@@ -348,23 +206,44 @@ has_ended_reading(const struct writer *w)
 	return w->closed || (w->told && w->all_read && buffer_size(&w->channel.in) == 0);
 }
 
+/*
+ * True while the progress row is still to be removed, which nobody waits for a database to do: the
+ * next start removes it as well. Not before the last COMMITTED has gone out, which is all that the
+ * supervisor would know if this process died now.
+ */
+static bool
+is_forgetting(struct writer *w)
+{
+	if (!w->forget_own || w->status != EX_OK || !w->configured || w->now >= w->give_up)
+		return false;
+	if (w->session.state == SESSION_READY && !report_waits(&w->report))
+		on_event(w,
+		    session_forget(
+			&w->session, w->session.progress.stream, w->session.progress.lane, w->now));
+	return w->session.state == SESSION_FORGETTING || w->session.state == SESSION_READY;
+}
+
 static void
 finish_if_through(struct writer *w)
 {
 	if (w->done)
 		return;
-	if (has_ended_reading(w) && records_held(w) == 0) {
+	if (has_ended_reading(w) && writer_records_held(w) == 0) {
+		if (is_forgetting(w))
+			return;
+		if (FAILPOINT("before_drained"))
+			w->status = EX_OSERR;
 		if (w->status == EX_OK && w->configured)
 			report_drained(&w->report);
 		w->done = true;
-	} else if (w->now >= w->give_up && records_held(w) > 0) {
-		log_error("records_left", LOG_U("records", records_held(w)),
+	} else if (w->now >= w->give_up && writer_records_held(w) > 0) {
+		log_error("records_left", LOG_U("records", writer_records_held(w)),
 		    LOG_S("reason", "the database did not take them within --flush-timeout"),
 		    LOG_S("trouble",
 			*w->session.trouble.text != '\0' ? w->session.trouble.text : NULL));
-		end_now(w, w->status != EX_OK ? w->status : EX_TEMPFAIL);
+		writer_end_now(w, w->status != EX_OK ? w->status : EX_TEMPFAIL);
 	} else if (w->now >= w->give_up) {
-		on_end_of_file(w);
+		writer_end_of_file(w);
 		w->done = true;
 	}
 }
@@ -373,8 +252,10 @@ static void
 take_signals(struct writer *w)
 {
 	while (signals_next(w->signals) == SIGUSR1) {
+		if (FAILPOINT("after_sigusr1"))
+			writer_out_of_memory(w);
 		w->told = true;
-		start_ending(w);
+		writer_start_ending(w);
 	}
 }
 
@@ -406,7 +287,7 @@ heartbeat(struct writer *w)
 static void
 prepare_channel(const struct writer *w, struct pollfd *p)
 {
-	if (!w->closed && !is_full(w))
+	if (!w->closed && !writer_is_full(w))
 		p->events = POLLIN;
 	else if (!w->closed && !w->hung_up)
 		p->events = POLLRDHUP;
@@ -437,7 +318,7 @@ wait_for_events(struct writer *w, int64_t beat)
 		take_signals(w);
 	if ((p[POLL_CHANNEL].revents & (POLLRDHUP | POLLHUP)) != 0) {
 		w->hung_up = true;
-		start_ending(w);
+		writer_start_ending(w);
 	}
 	if (!w->configured)
 		return;
@@ -456,7 +337,7 @@ set_up(struct writer *w, int fd)
 	if (config_init(&w->cfg) == -1 || w->signals == -1 ||
 	    channel_init(&w->channel, fd, CONTROL_MAX) == -1) {
 		log_error("writer_not_started", LOG_ERRNO(errno));
-		end_now(w, EX_OSERR);
+		writer_end_now(w, EX_OSERR);
 	}
 	report_init(&w->report, &w->channel, -1);
 }

@@ -19,10 +19,10 @@ def variable_length(n):
             return out
 
 
-def publish(topic, payload, packet_id):
+def publish(topic, payload, packet_id, dup=False):
     """A PUBLISH of QoS 1, MQTT 5."""
     body = struct.pack("!H", len(topic)) + topic.encode() + struct.pack("!H", packet_id) + b"\0" + payload
-    return b"\x32" + variable_length(len(body)) + body
+    return (b"\x3a" if dup else b"\x32") + variable_length(len(body)) + body
 
 
 class FakeBroker:
@@ -37,15 +37,32 @@ class FakeBroker:
         self.url = f"mqtt://127.0.0.1:{self.listener.getsockname()[1]}"
         self.buffer = b""
 
-    def accept(self):
+    def accept(self, session_present=False):
         """Takes the connection, up to the SUBACK."""
         self.listener.settimeout(30)
+        self.buffer = b""
         self.client, _ = self.listener.accept()
         assert self.packet(30)[0] >> 4 == 1
-        self.client.sendall(b"\x20\x03\0\0\0")
+        self.client.sendall(b"\x20\x03" + bytes([session_present]) + b"\0\0")
         subscribe = self.packet(30)
         assert subscribe[0] >> 4 == 8
         self.client.sendall(b"\x90\x04" + subscribe[2:4] + b"\0\x01")
+
+    def acknowledged(self, timeout, answer=True):
+        """
+        Packet ids of the PUBACKs that come, until none has come for that long. An UNSUBSCRIBE, which asks whether
+        they have come, is answered if that is wanted.
+        """
+        found = []
+        try:
+            while True:
+                packet = self.packet(timeout)
+                if packet[0] >> 4 == 4:
+                    found.append(struct.unpack("!H", packet[2:4])[0])
+                elif packet[0] >> 4 == 10 and answer:
+                    self.client.sendall(b"\xb0\x04" + packet[2:4] + b"\0\x11")
+        except TimeoutError:
+            return found
 
     def packet(self, timeout):
         """The next packet, of less than 128 bytes or the CONNECT; TimeoutError when none comes."""

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import threading
 import time
+import uuid
 
 import msgpack
 
@@ -13,9 +14,11 @@ import logfmt
 from daemon import WRITER
 from processes import PATIENCE, clean_environment, end, wait_until
 
-CONFIG, RECORD, FLUSH, READY, COMMITTED, TROUBLE, DRAINED = 1, 2, 3, 16, 17, 18, 19
-VERSION = 1
-NAMES = {READY: "READY", COMMITTED: "COMMITTED", TROUBLE: "TROUBLE", DRAINED: "DRAINED"}
+CONFIG, RECORD, FLUSH, CLOSE, FORGET = 1, 2, 3, 4, 5
+READY, COMMITTED, TROUBLE, DRAINED, CLOSED, FORGOTTEN = 16, 17, 18, 19, 20, 21
+VERSION = 2
+NAMES = {READY: "READY", COMMITTED: "COMMITTED", TROUBLE: "TROUBLE", DRAINED: "DRAINED", CLOSED: "CLOSED",
+         FORGOTTEN: "FORGOTTEN"}
 DATA_ERROR, TEMPORARY_FAILURE, CONFIGURATION_ERROR = 65, 75, 78
 
 _libc = ctypes.CDLL(None)
@@ -53,7 +56,10 @@ def message(*fields):
 class Lane:
     """A running writer. messages is what it has said so far, events() what it has logged."""
 
-    def __init__(self, dsn, *, configure=True, lane=0, env=None, prefix=(), log_level=1, **options):
+    def __init__(self, dsn, *, configure=True, lane=0, stream=None, committed=0, instance=1, claimed=0, env=None, prefix=(),
+                 log_level=1, **options):
+        self.stream = stream or str(uuid.uuid4())
+        self.committed, self.instance, self.claimed = committed, instance, claimed
         self.options = {"database": dsn, "log-level": log_level,
                         **{k.replace("_", "-"): v for k, v in options.items()}}
         ours, theirs = socket.socketpair()
@@ -101,7 +107,8 @@ class Lane:
 
     def configure(self, version=VERSION):
         text = "".join(f"{k}={v}\n" for k, v in self.options.items())
-        self.send(message(CONFIG, version, self.lane, "00000000-0000-0000-0000-000000000000", text))
+        self.send(message(CONFIG, version, self.lane, self.stream, text, self.committed, 0, 1, self.instance,
+                          self.claimed))
 
     def send(self, data):
         self.socket.sendall(data)

@@ -108,6 +108,10 @@ def test_a_connection_cut_in_a_burst_costs_nothing(broker, database, ingestd):
         wait_until(lambda: len(daemon.events("mqtt_connected")) == part + 2, 40, "it is back")
     wait_until(lambda: database.value("SELECT count(DISTINCT payload->>'n') FROM telemetry") == 9000, 30, "all is there")
     assert len({e["client_id"] for e in daemon.events("mqtt_connected")}) == 1
+    # What the broker sends again on the last connection stands before this one.
+    acknowledged = wire.count("up", "PUBACK")
+    publish(broker, numbered(1, start=9000))
+    wait_until(lambda: database.count() == 9001 and wire.count("up", "PUBACK") > acknowledged, 30, "all is acknowledged")
     assert daemon.stop() == 0
     wire.close()
 
@@ -246,7 +250,8 @@ def test_the_granted_quality_of_service_is_logged(broker, database, ingestd):
 
 def test_two_instances_with_one_client_id_are_named(broker, database, ingestd, tmp_path):
     first = ingestd(client_id="twin", state_dir=tmp_path / "a").wait_ready()
-    second = ingestd(client_id="twin", state_dir=tmp_path / "b")
+    # In one database they would find each other there: see test_resume.py.
+    second = ingestd(client_id="twin", state_dir=tmp_path / "b", database=database.server.dsn())
     wait_until(lambda: first.events("mqtt_session_taken_over") or second.events("mqtt_session_taken_over"), 30,
                "it is recognised")
     said = (first.events("mqtt_session_taken_over") + second.events("mqtt_session_taken_over"))[0]

@@ -171,6 +171,16 @@ def test_the_manual_names_every_exit_status():
         assert re.search(rf"^\s+{status}\b", section, re.M), status
 
 
+def test_the_manual_explains_every_event():
+    text = rendered(MANUALS[0])
+    events = set()
+    for directory in ("common", "supervisor", "worker"):
+        for path in (ROOT / directory).glob("*.c"):
+            events |= set(re.findall(r'\blog_(?:info|warn|error)\(\s*"(\w+)"', path.read_text()))
+    assert len(events) > 60
+    assert [e for e in sorted(events) if not re.search(rf"\b{e}\b", text)] == []
+
+
 @pytest.mark.parametrize("manual", MANUALS, ids=lambda path: path.name)
 def test_manuals_are_clean(manual):
     done = subprocess.run(["mandoc", "-T", "lint", "-W", "warning", str(manual)], capture_output=True, text=True)

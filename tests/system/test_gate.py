@@ -1,7 +1,6 @@
 """The gate where a broker that takes acknowledgements slowly tries it hardest."""
 import os
 import signal
-import struct
 import time
 
 import pytest
@@ -27,18 +26,6 @@ def wait_until_idle(pid):
     wait_until(is_idle, 60, f"{pid} has nothing to do")
 
 
-def acknowledged(broker, timeout):
-    """Packet ids of the PUBACKs that come, until none has come for that long."""
-    found = []
-    try:
-        while True:
-            packet = broker.packet(timeout)
-            if packet[0] >> 4 == 4:
-                found.append(struct.unpack("!H", packet[2:4])[0])
-    except TimeoutError:
-        return found
-
-
 @pytest.mark.slow
 def test_what_is_there_to_read_while_acknowledgements_are_half_out_is_not_acknowledged_with_them(database, ingestd):
     broker = FakeBroker(receive_buffer=4096, segment=536)
@@ -60,9 +47,9 @@ def test_what_is_there_to_read_while_acknowledgements_are_half_out_is_not_acknow
         before = cpu_seconds(daemon.pid)
         time.sleep(2)
         assert cpu_seconds(daemon.pid) - before < 0.5 * PATIENCE
-        ids = acknowledged(broker, 2)
+        ids = broker.acknowledged(2)
         assert len(ids) == MESSAGES and LATE not in ids
         holder.rollback()
-    assert acknowledged(broker, 2) == [LATE]
+    assert broker.acknowledged(2) == [LATE]
     assert daemon.stop() == 0
     broker.close()

@@ -35,17 +35,17 @@ MUTANTS = {
         "supervisor/lane.c", "	backlog_rewind(&l->backlog);\n", "",
         "test_writers.py -k stopped_writer_is_recognised"),
     "lane_chosen_at_random": (
-        "supervisor/supervisor.c", "XXH3_64bits(r->topic.s, r->topic.n) %", "(s->seq >> 3) %",
+        "supervisor/intake.c", "(id->topic_hash %", "((s->seq >> 3) %",
         "test_delivery.py -k hundred_thousand"),
     "hung_writer_is_left_alone": (
         "supervisor/lane.c", "if (owes_word(l) && now - l->heard >= l->cfg->writer_timeout) {", "if (0) {",
         "test_writers.py -k stopped_writer_is_recognised"),
     "disconnects_with_acknowledgements_held": (
-        "supervisor/supervisor.c", "if (s->mqtt.state == MQTT_OPEN && v.in_flight == 0 && s->mqtt.gate.held == 0)",
+        "supervisor/shutdown.c", "if (s->mqtt.state == MQTT_OPEN && v.in_flight == 0 && s->mqtt.gate.held == 0)",
         "if (s->mqtt.state == MQTT_OPEN)",
         "test_stopping.py -k database_down_leaves_the_records_at_the_broker"),
     "writer_leaves_without_a_commit": (
-        "worker/writer.c", "if (has_ended_reading(w) && records_held(w) == 0) {", "if (has_ended_reading(w)) {",
+        "worker/writer.c", "if (has_ended_reading(w) && writer_records_held(w) == 0) {", "if (has_ended_reading(w)) {",
         "test_writers.py -k notice_the_death_of_their_supervisor"),
     "no_ping_while_the_gate_is_shut": (
         "supervisor/mqtt.c", "			mqtt_wire_ping(m);\n", "			;\n",

@@ -1,4 +1,5 @@
 """SIGTERM and SIGINT: the steps, their words and order, the exit status, and nothing lost over a restart."""
+import itertools
 import os
 import signal
 import time
@@ -247,12 +248,13 @@ def test_a_stop_with_a_log_that_nobody_reads(broker, database, ingestd):
     publisher = Publisher(broker.port)
     wait_until(lambda: "telemetry" in str(database.query("SELECT relname FROM pg_class WHERE relname = 'telemetry'")),
                30, "it has begun its work")
-    for i in range(200):
-        # A filter of the session is there once a row comes through.
-        publisher.publish(numbered(10, start=10 * i))
-        if i > 20 and database.count() > 0:
-            break
-    wait_until(lambda: database.count() > 0, 20, "rows come in")
+    parts = itertools.count()
+
+    def publish_and_look():
+        # The session has its filter once a row comes through.
+        publisher.publish(numbered(10, start=10 * next(parts)))
+        return database.count() > 200
+    wait_until(publish_and_look, 20, "rows come in")
     started = time.monotonic()
     daemon.signal()
     assert daemon.wait(35) == 0

@@ -145,9 +145,9 @@ def test_flush_is_taken_and_large_batches_are_not_split_below_their_size(make_la
     (b"\x91\x63", "no message of type 99"),
     (b"\x92\x03\x00", "FLUSH has 1 elements, not 2"),
     (b"\x90", "an empty array has no type"),
-    (message(READY, 1, "x", 0), "READY is a writer's message"),
+    (message(READY, 1, "x", 0, 0, ""), "READY is a writer's message"),
     (message(2, 1), "RECORD has 11 elements"),
-    (message(1, 1, 0, "s", ""), "CONFIG has come a second time"),
+    (message(1, 1, 0, "s", "", 0, 0, 0, 0, 0), "CONFIG has come a second time"),
     # A length of 4 GiB, of an array and of a payload: refused before it is believed.
     (b"\xdd\xff\xff\xff\xff\x02", "4294967295"),
     (b"\x9b\x02\x01\x01\xa1t\xc6\xff\xff\xff\xff", "4294967295 bytes more"),
@@ -189,7 +189,7 @@ def test_another_version_is_named_with_our_own(make_lane):
     lane.configure(version=77)
     assert lane.wait_exit() == CONFIGURATION_ERROR
     event = lane.events("version_mismatch")[0]
-    assert (event["supervisor"], event["writer"]) == ("77", "1")
+    assert (event["supervisor"], event["writer"]) == ("77", "2")
 
 
 @pytest.mark.parametrize("conninfo", [
@@ -367,6 +367,9 @@ def test_a_missing_privilege_is_named_held_and_heals(make_lane, database, role):
     lane = make_lane(database.server.dsn(database.name, role) + " password='right horse'")
     held(lane, "42501", "telemetry", f'GRANT INSERT ON telemetry TO "{role}"')
     database.query(f"GRANT INSERT ON telemetry TO {role}")
+    grant = f'GRANT INSERT, SELECT, UPDATE, DELETE ON ingestd.progress TO "{role}"'
+    assert grant in lane.wait_trouble(lambda m: "ingestd.progress" in m[2])[2]
+    database.query(grant)
     assert_heals(lane, database)
 
 
@@ -528,7 +531,7 @@ def test_it_makes_the_tables_once_though_two_start_together(make_lane, database)
     for lane in lanes:
         lane.wait_ready()
     created = [e["table"] for lane in lanes for e in lane.events("table_created")]
-    assert sorted(created) == ["ingestd.dead_letter", "telemetry"]
+    assert sorted(created) == ["ingestd.dead_letter", "ingestd.progress", "telemetry"]
     columns = database.query("SELECT column_name, data_type, is_nullable FROM information_schema.columns"
                              " WHERE table_name = 'telemetry' ORDER BY ordinal_position")
     assert columns == [("time", "timestamp with time zone", "NO"), ("topic", "text", "NO"), ("payload", "jsonb", "NO")]
@@ -539,7 +542,7 @@ def test_a_table_that_is_there_is_left_as_it_is(make_lane, database):
     lane = make_lane()
     lane.publish(b'{"a": 1}')
     lane.wait_committed()
-    assert [e["table"] for e in lane.events("table_created")] == ["ingestd.dead_letter"]
+    assert [e["table"] for e in lane.events("table_created")] == ["ingestd.dead_letter", "ingestd.progress"]
     assert database.query("SELECT topic, payload::text, more FROM telemetry") == [("t/1", '{"a": 1}', None)]
 
 

@@ -93,13 +93,19 @@ static void
 control_messages_come_back_as_they_were(void **state)
 {
 	static struct message list[] = {
-	    {.type = MESSAGE_CONFIG, .config = {1, 7, {"stream", 6}, {"a=b\n", 4}}},
+	    {.type = MESSAGE_CONFIG,
+		.config = {1, 7, {"stream", 6}, {"a=b\n", 4}, 5, 6, 7, 8, true}},
 	    {.type = MESSAGE_FLUSH},
-	    {.type = MESSAGE_READY, .ready = {4711, {"15.18", 5}, 99}},
+	    {.type = MESSAGE_READY, .ready = {4711, {"15.18", 5}, 99, 3, {"7/8", 3}}},
 	    {.type = MESSAGE_COMMITTED, .committed = {UINT64_MAX, 500, 3, 1, 1234}},
 	    {.type = MESSAGE_TROUBLE,
 		.trouble = {TROUBLE_CONFIGURATION, {"42P01", 5}, {"no table", 8}}},
 	    {.type = MESSAGE_DRAINED, .drained = {5, 4, 3, 2}},
+	    {.type = MESSAGE_CLOSE, .stream = {"old", 3}},
+	    {.type = MESSAGE_CLOSED, .closed = {{"old", 3}, 2, {{0, 77}, {63, UINT64_MAX}}}},
+	    {.type = MESSAGE_CLOSED, .closed = {{"none", 4}, 0, {{0, 0}}}},
+	    {.type = MESSAGE_FORGET, .stream = {"old", 3}},
+	    {.type = MESSAGE_FORGOTTEN, .stream = {"old", 3}},
 	};
 	struct message_fault fault;
 	struct buffer b = {0};
@@ -118,6 +124,23 @@ control_messages_come_back_as_they_were(void **state)
 		if (m.type == MESSAGE_CONFIG) {
 			assert_int_equal(m.config.lane, 7);
 			assert_text(m.config.text, list[i].config.text);
+			assert_int_equal(m.config.committed, 5);
+			assert_int_equal(m.config.dead_letters, 6);
+			assert_int_equal(m.config.session, 7);
+			assert_int_equal(m.config.instance, 8);
+			assert_true(m.config.claimed);
+		} else if (m.type == MESSAGE_READY) {
+			assert_int_equal(m.ready.committed, 99);
+			assert_int_equal(m.ready.dead_letters, 3);
+			assert_text(m.ready.database, list[i].ready.database);
+		} else if (m.type == MESSAGE_CLOSED) {
+			assert_text(m.closed.stream, list[i].closed.stream);
+			assert_int_equal(m.closed.count, list[i].closed.count);
+			assert_memory_equal(m.closed.lanes, list[i].closed.lanes,
+			    m.closed.count * sizeof(m.closed.lanes[0]));
+		} else if (m.type == MESSAGE_CLOSE || m.type == MESSAGE_FORGET ||
+		    m.type == MESSAGE_FORGOTTEN) {
+			assert_text(m.stream, list[i].stream);
 		} else if (m.type == MESSAGE_COMMITTED) {
 			assert_memory_equal(&m.committed, &list[i].committed, sizeof(m.committed));
 		} else if (m.type == MESSAGE_TROUBLE) {
@@ -210,20 +233,23 @@ what_is_malformed_is_named_with_its_byte(void **state)
 	static const struct bad_case cases[] = {
 	    BAD("\x01", 0, "byte 0x01 where a message (an array) belongs"),
 	    BAD("\x90", 1, "an empty array has no type"),
-	    BAD("\x91\x05", 2, "there is no message of type 5"),
+	    BAD("\x91\x06", 2, "there is no message of type 6"),
 	    BAD("\x92\x03\x01", 2, "FLUSH has 1 elements, not 2"),
 	    BAD("\x91\xa1x", 1, "byte 0xa1 where an unsigned number belongs"),
-	    BAD("\x94\x10\x01\x05\x00", 3, "byte 0x05 where a string belongs"),
+	    BAD("\x96\x10\x01\x05\x00", 3, "byte 0x05 where a string belongs"),
 	    /* An array of four billion: msgpack-c would ask for 96 GB. */
 	    BAD("\xdd\xff\xff\xff\xff\x02", 6, "RECORD has 11 elements, not 4294967295"),
-	    BAD("\x94\x10\x01\xdb\xff\xff\xff\xff", 8, "it announces 4294967295 bytes more"),
+	    BAD("\x96\x10\x01\xdb\xff\xff\xff\xff", 8, "it announces 4294967295 bytes more"),
 	    BAD("\x9b\x02\x01\x01\xa1t\xc6\x7f\xff\xff\xff", 11,
 		"it announces 2147483647 bytes more"),
 	    BAD("\x9b\x02\x01\x01\xa1t\xc4\x01x\x01\x07\x00\x01\xc0\x90", 0, "RECORD with QoS 7"),
 	    BAD("\x9b\x02\x01\x01\xa1t\xc4\x01x\x00\x00\x00\x01\xc0\x90", 0,
 		"RECORD with 1 bytes of a payload of 0"),
 	    BAD("\x9b\x02\x01\x01\xa1t\xc4\x01x\x01\x00\x00\x01\xc0\x91\xa1x", 15,
-		"1 properties and values"),
+		"a list of 1 elements"),
+	    BAD("\x93\x14\xa1s\x93\x01\x02\x03", 5, "a list of 3 elements"),
+	    BAD("\x93\x14\xa1s\xdc\x01\x02", 7, "a list of 258 elements"),
+	    BAD("\x93\x14\xa1s\x92\x01\xa1x", 6, "byte 0xa1 where an unsigned number belongs"),
 	    BAD("\x94\x12\x09\xa0\xa0", 0, "TROUBLE of class 9"),
 	};
 	struct message_fault fault;

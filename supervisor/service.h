@@ -1,0 +1,86 @@
+#ifndef SUPERVISOR_SERVICE_H
+#define SUPERVISOR_SERVICE_H
+
+/*
+ * What the parts of the supervisor share: supervisor.c, the loop; intake.c, from message to record;
+ * past.c, the streams of earlier runs; shutdown.c, the stop.
+ */
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "config.h"
+#include "lane.h"
+#include "mqtt.h"
+#include "resume.h"
+#include "store.h"
+
+enum service_state {
+	STATE_RUN,
+	STATE_SETTLE,
+	STATE_DRAIN,
+	STATE_FLUSH,
+	STATE_DONE,
+};
+
+struct service {
+	const struct config *cfg;
+	enum service_state state;
+	int64_t deadline; /* of the state */
+	int64_t drain_deadline;
+	int signals;
+	struct mqtt mqtt;
+	struct resume resume;
+	struct store store;
+	struct lane_owner owner;
+	struct lane *lanes;
+	int lane_count;
+	char stream[STORE_STREAM_LENGTH + 1];
+	uint64_t seq;         /* of the last record */
+	uint64_t handed_back; /* records that were dropped again: they stay with the broker */
+	int64_t now;
+	bool called;  /* the broker, for the first time */
+	bool claimed; /* by another instance: the broker is left alone */
+	bool left;    /* mqtt_disconnected has been logged */
+	bool killing; /* the writers have got SIGKILL */
+	/* intake.c */
+	int64_t save_failed; /* since when the state directory takes no writes, 0 if it does */
+	int64_t save_at;     /* when to try again */
+	int64_t save_logged;
+	int64_t paused_since; /* 0 while reading goes on */
+	int64_t pause_logged;
+	/* past.c */
+	bool closing;             /* the stream before ours must be closed first */
+	bool past_left;           /* there may be streams whose progress rows are to be removed */
+	struct lane *asked;       /* who has been told to, NULL if nobody */
+	pid_t asked_pid;          /* its writer: another one has not been told */
+	enum message_type errand; /* MESSAGE_CLOSE or MESSAGE_FORGET */
+	char other[STORE_STREAM_LENGTH + 1];
+	int64_t errand_at; /* not before */
+	bool database_noted;
+	int exit_status;
+};
+
+/* intake.c */
+enum mqtt_receipt intake_receive(void *, struct record *, const struct mqtt_identity *);
+struct lane_totals intake_totals(const struct service *);
+struct gate_view intake_view(const struct service *);
+uint64_t intake_received(const struct service *);
+void intake_save(struct service *);
+int64_t intake_deadline(const struct service *);
+void intake_hand_back(struct service *);
+void intake_watch_pause(struct service *, const struct gate_view *);
+
+/* past.c */
+int past_open(struct service *);
+void past_announce(const struct service *);
+void past_step(struct service *);
+void past_answer(void *, struct lane *, const struct message *);
+int64_t past_deadline(const struct service *);
+
+/* shutdown.c */
+void shutdown_begin(struct service *, const char *reason);
+void shutdown_hurry(struct service *, const char *reason);
+void shutdown_step(struct service *);
+
+#endif

@@ -1,0 +1,342 @@
+/*
+ * state.db in the state directory, in SQLite: the list of messages that the broker may send again,
+ * the streams whose progress rows are still in the database, and what is known of the session.
+ *
+ * A process's death keeps the page cache, so nothing here waits for a disk before the end
+ * (synchronous=OFF): what a power cut leaves may be damaged or old, and is recognised at the start.
+ * Must never let intake go on as if a failed write had happened, and never remove a file that it
+ * cannot read.
+ */
+#include "store.h"
+
+#include <errno.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "failpoint.h"
+#include "log.h"
+#include "store_sql.h"
+
+/* Entries in a row; a row is rewritten as a whole. */
+#define BLOCK 256
+
+static const char *const sql[STORE_STATEMENTS] = {
+    [STORE_BEGIN] = "BEGIN IMMEDIATE",
+    [STORE_COMMIT] = "COMMIT",
+    [STORE_ROLLBACK] = "ROLLBACK",
+    [STORE_BLOCK_PUT] = "INSERT OR REPLACE INTO unacknowledged VALUES (?, ?, ?)",
+    [STORE_BLOCKS_DELETE_BEFORE] = "DELETE FROM unacknowledged WHERE block < ?",
+    [STORE_BLOCKS_DELETE_FROM] = "DELETE FROM unacknowledged WHERE block >= ?",
+    [STORE_META_PUT] = "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+    [STORE_META_GET] = "SELECT value FROM meta WHERE key = ?",
+    [STORE_SESSION_PUT] = "INSERT OR REPLACE INTO session VALUES (1, ?, ?, ?)",
+    [STORE_SESSION_GET] = "SELECT broker, client_id, filters FROM session",
+    [STORE_STREAM_NOTE] = "INSERT OR IGNORE INTO stream (stream, live) VALUES (?, 0)",
+    [STORE_STREAM_PUT] = "INSERT OR REPLACE INTO stream (stream, live) VALUES (?, 1)",
+    [STORE_STREAM_END] = "UPDATE stream SET live = 0",
+    [STORE_STREAM_DATABASE] = "UPDATE stream SET database = ? WHERE live",
+    [STORE_STREAM_DELETE] = "DELETE FROM stream WHERE stream = ?",
+    [STORE_STREAM_PAST] = "SELECT stream FROM stream WHERE NOT live AND stream <> ? LIMIT 1",
+    [STORE_STREAM_LIVE] = "SELECT stream, database FROM stream WHERE live",
+};
+
+_Static_assert(STORE_STATEMENTS <= sizeof(((struct store *)0)->statements) / sizeof(void *),
+    "struct store has room for all statements");
+
+/* ---- statements ---- */
+
+static int
+failed(struct store *s, const char *what)
+{
+	snprintf(s->why, sizeof(s->why), "%s: %s", what, sqlite3_errmsg(s->db));
+	return -1;
+}
+
+sqlite3_stmt *
+store_prepared(struct store *s, int which)
+{
+	if (s->statements[which] == NULL &&
+	    sqlite3_prepare_v3(s->db, sql[which], -1, SQLITE_PREPARE_PERSISTENT,
+		(sqlite3_stmt **)&s->statements[which], NULL) != SQLITE_OK)
+		failed(s, sql[which]);
+	return s->statements[which];
+}
+
+static int
+run(struct store *s, sqlite3_stmt *st)
+{
+	int rc = sqlite3_step(st);
+
+	if (rc != SQLITE_DONE && rc != SQLITE_ROW)
+		failed(s, sqlite3_sql(st));
+	sqlite3_reset(st);
+	sqlite3_clear_bindings(st);
+	return rc == SQLITE_DONE || rc == SQLITE_ROW ? 0 : -1;
+}
+
+/* A statement with up to three texts as its parameters. */
+int
+store_run_text(struct store *s, int which, const char *a, const char *b, const char *c)
+{
+	const char *const texts[] = {a, b, c};
+	sqlite3_stmt *st = store_prepared(s, which);
+	int i;
+
+	if (st == NULL)
+		return -1;
+	for (i = 0; i < 3 && texts[i] != NULL; i++)
+		sqlite3_bind_text(st, i + 1, texts[i], -1, SQLITE_STATIC);
+	return run(s, st);
+}
+
+static int
+run_number(struct store *s, int which, int64_t n)
+{
+	sqlite3_stmt *st = store_prepared(s, which);
+
+	if (st == NULL)
+		return -1;
+	sqlite3_bind_int64(st, 1, n);
+	return run(s, st);
+}
+
+/* A transaction that has failed leaves nothing behind. Returns -1 for it. */
+static int
+undo(struct store *s)
+{
+	char why[sizeof(s->why)];
+
+	memcpy(why, s->why, sizeof(why));
+	s->reuses_ids = -1;
+	if (!sqlite3_get_autocommit(s->db))
+		store_run_text(s, STORE_ROLLBACK, NULL, NULL, NULL);
+	memcpy(s->why, why, sizeof(why));
+	return -1;
+}
+
+/* Good until a text of another key is put there. */
+void
+store_get(struct store *s, const char *key, char *out, size_t size)
+{
+	sqlite3_stmt *st = store_prepared(s, STORE_META_GET);
+
+	*out = '\0';
+	if (st == NULL)
+		return;
+	sqlite3_bind_text(st, 1, key, -1, SQLITE_STATIC);
+	if (sqlite3_step(st) == SQLITE_ROW)
+		snprintf(out, size, "%s", sqlite3_column_text(st, 0));
+	sqlite3_reset(st);
+}
+
+/* At the end: waits for the disk, so that the file outlives the machine. -1 with the reason in why.
+ */
+int
+store_sync(struct store *s)
+{
+	if (sqlite3_exec(s->db, "PRAGMA synchronous = FULL", NULL, NULL, NULL) != SQLITE_OK)
+		return failed(s, "PRAGMA synchronous");
+	return store_run_text(s, STORE_META_PUT, STORE_BOOT, STORE_SYNCED, NULL);
+}
+
+/* ---- the list ---- */
+
+/* A list that cannot be believed: its stream is past, and nobody need close it. */
+static int
+give_list_up(struct store *s)
+{
+	log_warn("state_outdated", LOG_S("state_dir", s->dir),
+	    LOG_S("reason",
+		"the machine has been started anew, and the list of messages that the broker may "
+		"send again was not synced before"),
+	    LOG_S("next",
+		"going on without it; what was received and not acknowledged is stored again: "
+		"duplicates are possible, losses are not"));
+	s->live[0] = '\0';
+	return run_number(s, STORE_BLOCKS_DELETE_FROM, 0);
+}
+
+/* Reads the list of the run before. Returns -1 with the reason in why. */
+int
+store_load(struct store *s, struct resume *r)
+{
+	sqlite3_stmt *st;
+	char value[8];
+	int rc;
+
+	store_get(s, "reuses_ids", value, sizeof(value));
+	r->reuses_ids = strcmp(value, "1") == 0;
+	if (s->outdated)
+		return give_list_up(s);
+	if (sqlite3_prepare_v2(s->db, "SELECT first, entries FROM unacknowledged ORDER BY block",
+		-1, &st, NULL) != SQLITE_OK)
+		return failed(s, "reading the list");
+	while ((rc = sqlite3_step(st)) == SQLITE_ROW) {
+		if (resume_load(r, (uint64_t)sqlite3_column_int64(st, 0),
+			sqlite3_column_blob(st, 1),
+			(size_t)sqlite3_column_bytes(st, 1) / sizeof(struct resume_entry)) == -1) {
+			snprintf(s->why, sizeof(s->why), "%s", strerror(errno));
+			break;
+		}
+	}
+	if (rc != SQLITE_DONE && rc != SQLITE_ROW)
+		failed(s, "reading the list");
+	sqlite3_finalize(st);
+	return rc == SQLITE_DONE ? 0 : -1;
+}
+
+static int
+put_block(struct store *s, const struct resume *r, uint64_t block)
+{
+	struct resume_entry entries[BLOCK];
+	sqlite3_stmt *st = store_prepared(s, STORE_BLOCK_PUT);
+	uint64_t from = block * BLOCK, to = from + BLOCK, at;
+
+	if (st == NULL)
+		return -1;
+	from = from < r->head ? r->head : from;
+	to = to > r->tail ? r->tail : to;
+	for (at = from; at < to; at++)
+		entries[at - from] = *resume_at(r, at);
+	sqlite3_bind_int64(st, 1, (int64_t)block);
+	sqlite3_bind_int64(st, 2, (int64_t)from);
+	sqlite3_bind_blob(st, 3, entries, (int)((to - from) * sizeof(entries[0])), SQLITE_STATIC);
+	return run(s, st);
+}
+
+static int
+put_changes(struct store *s, const struct resume *r)
+{
+	uint64_t from = r->dirty_from, to = r->dirty_to, block;
+
+	/* Behind a new end there are rows of the old one. */
+	if (r->cut) {
+		if (run_number(s, STORE_BLOCKS_DELETE_FROM, (int64_t)(r->tail / BLOCK)) == -1)
+			return -1;
+		if (from >= to)
+			from = to = r->tail;
+		if (from > r->tail - r->tail % BLOCK)
+			from = r->tail - r->tail % BLOCK;
+		to = r->tail;
+	}
+	from = from < r->head ? r->head : from;
+	if (run_number(s, STORE_BLOCKS_DELETE_BEFORE,
+		(int64_t)((r->head < r->tail ? r->head : r->head + BLOCK) / BLOCK)) == -1)
+		return -1;
+	for (block = from / BLOCK; from < to && block <= (to - 1) / BLOCK; block++) {
+		if (put_block(s, r, block) == -1)
+			return -1;
+	}
+	return 0;
+}
+
+static int
+put_reuses_ids(struct store *s, const struct resume *r)
+{
+	if (s->reuses_ids == r->reuses_ids)
+		return 0;
+	s->reuses_ids = -1;
+	if (store_run_text(s, STORE_META_PUT, "reuses_ids", r->reuses_ids ? "1" : "0", NULL) == -1)
+		return -1;
+	s->reuses_ids = r->reuses_ids;
+	return 0;
+}
+
+static int
+transaction(struct store *s, const struct resume *r)
+{
+	if (store_run_text(s, STORE_BEGIN, NULL, NULL, NULL) == -1)
+		return -1;
+	if (put_changes(s, r) == -1 || put_reuses_ids(s, r) == -1 ||
+	    store_run_text(s, STORE_COMMIT, NULL, NULL, NULL) == -1)
+		return undo(s);
+	return 0;
+}
+
+/* Writes what has changed. Returns -1 with the reason in why; what has changed is then kept. */
+int
+store_save(struct store *s, struct resume *r)
+{
+	if (FAILPOINT("after_read_before_note")) {
+		snprintf(s->why, sizeof(s->why), "failpoint");
+		return -1;
+	}
+	if (transaction(s, r) == -1)
+		return -1;
+	r->dirty_from = r->dirty_to = 0;
+	r->cut = false;
+	return 0;
+}
+
+/* ---- streams and session ---- */
+
+/* A new stream, of which there may be progress rows from now on. */
+int
+store_note_stream(struct store *s, const char *stream)
+{
+	return store_run_text(s, STORE_STREAM_NOTE, stream, NULL, NULL);
+}
+
+/*
+ * The stream before is closed and its entries are settled: from here on this one is live. Both at
+ * once, since a live entry is one of the live stream. Returns -1 with the reason in why.
+ */
+int
+store_begin_stream(struct store *s, const char *stream, struct resume *r)
+{
+	if (FAILPOINT("after_close_before_note")) {
+		snprintf(s->why, sizeof(s->why), "failpoint");
+		return -1;
+	}
+	if (store_run_text(s, STORE_BEGIN, NULL, NULL, NULL) == -1)
+		return -1;
+	if (put_changes(s, r) == -1 ||
+	    store_run_text(s, STORE_STREAM_END, NULL, NULL, NULL) == -1 ||
+	    store_run_text(s, STORE_STREAM_PUT, stream, NULL, NULL) == -1 ||
+	    store_run_text(s, STORE_COMMIT, NULL, NULL, NULL) == -1)
+		return undo(s);
+	r->dirty_from = r->dirty_to = 0;
+	r->cut = false;
+	return 0;
+}
+
+/* Where the live stream is written. */
+int
+store_note_database(struct store *s, const char *database)
+{
+	return store_run_text(s, STORE_STREAM_DATABASE, database, NULL, NULL);
+}
+
+/* Its progress rows are gone. */
+int
+store_forget_stream(struct store *s, const char *stream)
+{
+	return store_run_text(s, STORE_STREAM_DELETE, stream, NULL, NULL);
+}
+
+/* A stream, not own, that has ended and whose progress rows may still be there. Returns 0 if there
+ * is none.
+ */
+int
+store_next_past(struct store *s, const char *own, char stream[STORE_STREAM_LENGTH + 1])
+{
+	sqlite3_stmt *st = store_prepared(s, STORE_STREAM_PAST);
+	int found;
+
+	if (st == NULL)
+		return 0;
+	sqlite3_bind_text(st, 1, own, -1, SQLITE_STATIC);
+	found = sqlite3_step(st) == SQLITE_ROW;
+	if (found)
+		snprintf(stream, STORE_STREAM_LENGTH + 1, "%s", sqlite3_column_text(st, 0));
+	sqlite3_reset(st);
+	return found;
+}
+
+/* What the broker has of us, or will have. Returns -1 with the reason in why. */
+int
+store_save_session(struct store *s, const char *broker, const char *client_id, const char *filters)
+{
+	return store_run_text(s, STORE_SESSION_PUT, broker, client_id, filters);
+}

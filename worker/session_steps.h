@@ -1,0 +1,25 @@
+#ifndef WORKER_SESSION_STEPS_H
+#define WORKER_SESSION_STEPS_H
+
+/* What session.c and session_progress.c have of each other. */
+
+#include "session.h"
+
+/* Of a transaction that waited for a lock in vain: lock_not_available. */
+#define LOCK_TIMED_OUT "55P03"
+
+/* session.c: an attempt has failed, the trouble being set; and the next statement. */
+enum session_event session_fail(struct session *, int64_t now);
+enum session_event session_fail_with(struct session *, const char *text, int64_t now);
+enum session_event session_step_own(
+    struct session *, enum session_state next, char *sql, int64_t now);
+
+/* session_progress.c: the answers to its statements have come, or LOCK_TIMED_OUT. */
+enum session_event session_on_looked(struct session *, int64_t now);
+enum session_event session_on_claimed(struct session *, int64_t now);
+enum session_event session_on_taken(struct session *, int64_t now);
+enum session_event session_on_closed(struct session *, int64_t now);
+enum session_event session_evict(struct session *, int64_t now);
+enum session_event session_on_evicted(struct session *, int64_t now);
+
+#endif

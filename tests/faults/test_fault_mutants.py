@@ -1,0 +1,95 @@
+"""
+Mutants for the ledger harness: ingestd with one promise broken on purpose. Each has to be convicted by the schedule
+that is directed at it, and by the right column. A harness that lets one pass is broken.
+
+A mutant is a piece of a source file and what stands in its place; when the piece is no longer there, its test fails
+and says so. That the same schedules pass with the intact program is in test_faults.py.
+"""
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ledger import COLUMNS
+from processes import BUILD, ROOT, SANITIZED, die_with_parent
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(SANITIZED, reason="one build of each mutant is enough")]
+
+# The tree that is mutated, if not this one.
+TREE = Path(os.environ.get("TREE", ROOT))
+SOURCES = ["Makefile", "common", "supervisor", "worker"]
+RUN = Path(__file__).with_name("run")
+
+# name: (file, what stands there, what stands there in the mutant, the schedule, the columns it must be found in).
+MUTANTS = {
+    "acknowledges_at_once": (
+        "supervisor/gate.c", "g->held > 0 && v->in_flight == 0", "g->held > 0",
+        "killed_before_the_commit", {"lost"}),
+    "lane_chosen_at_random": (
+        "supervisor/intake.c", "(id->topic_hash %", "((s->seq >> 3) %",
+        "one_writer_behind", {"reordered"}),
+    "backlog_forgets_on_respawn": (
+        "supervisor/lane.c", "	backlog_rewind(&l->backlog);\n", "",
+        "writer_killed_with_records_in_its_channel", {"lost"}),
+    "no_progress_row": (
+        "worker/schema.c", '"BEGIN; %s%s%s%s%sCOMMIT", move,', '"BEGIN; %s%s%s%s%sCOMMIT", move + strlen(move),',
+        "writer_killed_between_commit_and_its_answer", {"duplicated"}),
+    "fence_left_out": (
+        "worker/pg.c", "			pg->fenced = true;\n", "			;\n",
+        "old_writer_wakes_after_its_successor", {"duplicated"}),
+    "no_matching": (
+        "supervisor/mqtt_events.c", "	id.dup = m->dup;\n", "	id.dup = false;\n",
+        "broker_cut_with_acknowledgements_under_way", {"duplicated"}),
+    "no_matching_after_a_kill": (
+        "supervisor/store.c", "FROM unacknowledged ORDER BY block", "FROM unacknowledged WHERE false",
+        "supervisor_killed_with_acknowledgements_under_way", {"duplicated"}),
+    "drain_skipped": (
+        "supervisor/shutdown.c", "		if (s->state == STATE_SETTLE)\n			settle(s);\n",
+        "		if (s->state == STATE_SETTLE) {\n			mqtt_abandon(&s->mqtt);\n			log_left(s);\n"
+        # And nobody is respawned for the rest: a writer that finds half a record would be.
+        "			enter_flush(s, settle == NULL);\n			s->killing = true;\n		}\n",
+        "stopped_with_a_full_queue", {"lost"}),
+    "writer_does_not_flush_on_sigusr1": (
+        "worker/writer.c", "if (has_ended_reading(w) && writer_records_held(w) == 0) {", "if (has_ended_reading(w)) {",
+        "stopped_with_records_at_the_writers", {"lost"}),
+}
+
+
+def build_mutant(home, path, piece, instead):
+    """The intact objects come along, so that make has one file to compile."""
+    for source in SOURCES:
+        copy = shutil.copytree if (TREE / source).is_dir() else shutil.copy2
+        copy(TREE / source, home / source)
+    for objects in ("common", "supervisor", "worker"):
+        if (BUILD / objects).is_dir():
+            shutil.copytree(BUILD / objects, home / "build" / objects)
+    text = (home / path).read_text()
+    assert text.count(piece) == 1, f"the mutant does not fit {path} any more: look at it again"
+    (home / path).write_text(text.replace(piece, instead))
+    done = subprocess.run(["make", "-s", "all", "CFLAGS=-O1 -Wno-error"], cwd=home, capture_output=True, text=True,
+                          timeout=300)
+    assert done.returncode == 0, done.stderr
+    return home / "build"
+
+
+def try_it(build, schedule, home):
+    """What the harness itself finds in a run of this build."""
+    results = home / "results"
+    environment = {**os.environ, "BUILD": str(build), "RESULTS": str(results), "KEEP": str(home), "RUNS": "1",
+                   "SEED": "1", "JOBS": "1", "SYSTEM": "ingestd", "FAULT": schedule, "RATE": "2000"}
+    trial = subprocess.run([sys.executable, "-B", str(RUN)], env=environment, capture_output=True, text=True,
+                           timeout=300, preexec_fn=die_with_parent())
+    # 1: a run failed. Anything else convicts nobody.
+    assert trial.returncode in (0, 1) and results.exists(), trial.stdout + trial.stderr
+    return json.loads(results.read_text()), trial.stdout
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_mutant_is_convicted_by_its_column(name, tmp_path):
+    path, piece, instead, schedule, columns = MUTANTS[name]
+    outcome, output = try_it(build_mutant(tmp_path, path, piece, instead), schedule, tmp_path)
+    assert {c for c in COLUMNS if outcome["verdict"][c]} == columns, f"{name}:\n{output}"

@@ -18,8 +18,8 @@ from processes import BUILD, children_of, clean_environment, die_with_parent, re
 MIB = 1 << 20
 
 
-def ingestd_command(broker, database_uri, topic_filter, state_dir, *options):
-    return [str(BUILD / "ingestd"), "--broker", broker.url, "--database", database_uri, "--subscribe",
+def ingestd_command(broker, database_uri, topic_filter, state_dir, *options, build=BUILD):
+    return [str(build / "ingestd"), "--broker", broker.url, "--database", database_uri, "--subscribe",
             topic_filter, "--client-id", "bench", "--state-dir", str(state_dir), *options]
 
 

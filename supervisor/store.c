@@ -243,14 +243,20 @@ put_reuses_ids(struct store *s, const struct resume *r)
 	return 0;
 }
 
+/* What has changed, and the stream that is live from here on, if it is another. */
 static int
-transaction(struct store *s, const struct resume *r)
+transaction(struct store *s, struct resume *r, const char *stream)
 {
 	if (store_run_text(s, STORE_BEGIN, NULL, NULL, NULL) == -1)
 		return -1;
 	if (put_changes(s, r) == -1 || put_reuses_ids(s, r) == -1 ||
+	    (stream != NULL &&
+		(store_run_text(s, STORE_STREAM_END, NULL, NULL, NULL) == -1 ||
+		    store_run_text(s, STORE_STREAM_PUT, stream, NULL, NULL) == -1)) ||
 	    store_run_text(s, STORE_COMMIT, NULL, NULL, NULL) == -1)
 		return undo(s);
+	r->dirty_from = r->dirty_to = 0;
+	r->cut = false;
 	return 0;
 }
 
@@ -262,11 +268,7 @@ store_save(struct store *s, struct resume *r)
 		snprintf(s->why, sizeof(s->why), "failpoint");
 		return -1;
 	}
-	if (transaction(s, r) == -1)
-		return -1;
-	r->dirty_from = r->dirty_to = 0;
-	r->cut = false;
-	return 0;
+	return transaction(s, r, NULL);
 }
 
 /* ---- streams and session ---- */
@@ -289,16 +291,7 @@ store_begin_stream(struct store *s, const char *stream, struct resume *r)
 		snprintf(s->why, sizeof(s->why), "failpoint");
 		return -1;
 	}
-	if (store_run_text(s, STORE_BEGIN, NULL, NULL, NULL) == -1)
-		return -1;
-	if (put_changes(s, r) == -1 ||
-	    store_run_text(s, STORE_STREAM_END, NULL, NULL, NULL) == -1 ||
-	    store_run_text(s, STORE_STREAM_PUT, stream, NULL, NULL) == -1 ||
-	    store_run_text(s, STORE_COMMIT, NULL, NULL, NULL) == -1)
-		return undo(s);
-	r->dirty_from = r->dirty_to = 0;
-	r->cut = false;
-	return 0;
+	return transaction(s, r, stream);
 }
 
 /* Where the live stream is written. */

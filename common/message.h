@@ -33,10 +33,10 @@ enum trouble_class {
 };
 
 /*
- * The SQLSTATE of TROUBLE with another instance that takes the messages of the same session
- * (object_in_use): the supervisor keeps away from the broker then.
+ * The SQLSTATE of TROUBLE with another instance that takes the messages of the same session: the
+ * supervisor keeps away from the broker then. No server sends it.
  */
-#define TROUBLE_CLAIMED "55006"
+#define TROUBLE_CLAIMED "IG001"
 
 /* Bytes of text or payload, not terminated; s may be NULL when n is 0. */
 struct text {

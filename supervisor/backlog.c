@@ -4,7 +4,8 @@
  *
  * The bytes stand in a chain of chunks, so that sending is a writev(2) straight out of it and
  * nothing is moved; a ring of small entries says where each record ends. Must never drop a record
- * but by backlog_durable(), and knows no limit: who appends must stop reading in time.
+ * that is neither durable nor another's to send again, and knows no limit: who appends must stop
+ * reading in time.
  */
 #include "backlog.h"
 

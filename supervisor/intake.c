@@ -136,7 +136,7 @@ intake_save(struct service *s)
 
 	if (s->save_failed != 0 && s->state != STATE_RUN)
 		hold_back(s, false);
-	if ((r->dirty_from >= r->dirty_to && !r->cut && s->save_failed == 0) ||
+	if ((r->dirty_from >= r->dirty_to && !r->cut && !r->proven && s->save_failed == 0) ||
 	    (s->save_failed != 0 && s->now < s->save_at))
 		return;
 	if (store_save(&s->store, &s->resume) == -1) {

@@ -95,7 +95,7 @@ lane_spawn(struct lane *l, int64_t now)
 	}
 	l->state = LANE_STARTING;
 	l->heard = now;
-	l->blocked = l->flush_wanted = l->finishing = l->drained = false;
+	l->blocked = l->flush_wanted = l->finishing = l->drained = l->owes_answer = false;
 	log_info("writer_started", LOG_I("lane", l->index), LOG_I("pid", l->pid));
 	if (queue_config(l) == -1) {
 		lane_kill(l, "out of memory for its configuration");
@@ -205,6 +205,8 @@ lane_ask(struct lane *l, enum message_type type, const char *stream, int64_t now
 	m.stream = text_from(stream);
 	if (channel_queue(&l->channel, &m) == -1)
 		return false;
+	l->owes_answer = true;
+	l->heard = now;
 	lane_send(l, now);
 	return true;
 }
@@ -225,6 +227,7 @@ lane_finish(struct lane *l)
 		return;
 	if (l->forget && lane_handed_over(l))
 		lane_ask(l, MESSAGE_FORGET, l->owner->stream, clock_monotonic());
+	l->owes_answer = false;
 	l->finishing = true;
 	shutdown(l->channel.fd, SHUT_WR);
 	kill(l->pid, SIGUSR1);
@@ -320,7 +323,8 @@ owes_word(const struct lane *l)
 	/* A record larger than the channel's buffer is never wholly sent to one that does not read.
 	 */
 	return l->state == LANE_STARTING ||
-	    (l->state == LANE_READY && (l->backlog.sent > 0 || l->backlog.partial > 0));
+	    (l->state == LANE_READY &&
+		(l->owes_answer || l->backlog.sent > 0 || l->backlog.partial > 0));
 }
 
 static int64_t

@@ -57,6 +57,7 @@ struct lane {
 	bool held_back;        /* no record is to be sent for now */
 	bool claimed;          /* the writer has found another instance at the database */
 	bool was_ready;        /* a writer of this lane has been READY */
+	bool owes_answer;      /* to lane_ask() */
 	bool forget;           /* at the end, the writer is to remove its progress row */
 	bool flush_wanted;     /* FLUSH is owed, once all is sent */
 	bool finishing;        /* told to read to the end, commit and exit */

@@ -181,6 +181,7 @@ on_message(struct lane *l, const struct message *m, int64_t now)
 		return on_ready(l, m, now);
 	case MESSAGE_CLOSED:
 	case MESSAGE_FORGOTTEN:
+		l->owes_answer = false;
 		l->owner->answer(l->owner->arg, l, m);
 		return true;
 	case MESSAGE_COMMITTED:

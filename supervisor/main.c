@@ -6,6 +6,7 @@
 #include <bsd/unistd.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
@@ -78,8 +79,15 @@ main(int argc, char **argv)
 {
 	struct config_error err = {.text = "out of memory"};
 	struct config cfg;
+	sigset_t stop;
 	int rc;
 
+	/* One that comes before the loop runs waits for it: nothing ends without its orderly lines.
+	 */
+	sigemptyset(&stop);
+	sigaddset(&stop, SIGTERM);
+	sigaddset(&stop, SIGINT);
+	sigprocmask(SIG_BLOCK, &stop, NULL);
 	open_standard_descriptors();
 	if (answered(argc, argv))
 		return 0;

@@ -196,6 +196,10 @@ send_disconnect(struct mqtt *m)
 	/* Its socket is closed as soon as DISCONNECT is written; the copy lives on. */
 	if (!m->lost && rc == MOSQ_ERR_SUCCESS && mosquitto_want_write(m->mosq))
 		return;
+	if (rc != MOSQ_ERR_SUCCESS) {
+		mqtt_abandon(m);
+		return;
+	}
 	mosquitto_destroy(m->mosq);
 	m->mosq = NULL;
 	shutdown(m->drain_fd, SHUT_WR);
@@ -242,8 +246,8 @@ go_on_leaving(struct mqtt *m)
 		mqtt_abandon(m);
 		return;
 	}
-	/* The broker has read DISCONNECT, and so all acknowledgements before it. */
-	if (n == 0) {
+	/* The broker has got DISCONNECT, and so all acknowledgements before it. */
+	if (n == 0 && mqtt_wire_is_taken(m->drain_fd)) {
 		resume_ask(m->resume, m->now);
 		resume_proven(m->resume);
 	}

@@ -49,7 +49,11 @@ mqtt_init(struct mqtt *m, const struct config *cfg, struct store *store, struct 
 {
 	int failed;
 
-	*m = (struct mqtt){.cfg = cfg, .store = store, .resume = resume, .drain_fd = -1};
+	*m = (struct mqtt){.cfg = cfg,
+	    .store = store,
+	    .resume = resume,
+	    .drain_fd = -1,
+	    .resubscribe_at = CLOCK_NEVER};
 	m->gate.window = (uint64_t)cfg->receive_maximum;
 	if (m->gate.window > RESUME_WINDOW_MOST)
 		m->gate.window = RESUME_WINDOW_MOST;
@@ -117,6 +121,7 @@ void
 mqtt_hold(struct mqtt *m)
 {
 	m->on_hold = true;
+	resolve_cancel(&m->dialer.resolve);
 	if (m->state != MQTT_OPEN && m->state != MQTT_CONNECTING)
 		return;
 	mqtt_forget_connection(m);

@@ -140,8 +140,10 @@ on_connack(struct mosquitto *mosq, void *arg, int rc, int flags, const mosquitto
 			"alone tells of DUP, is cut off before that"),
 		    LOG_S("next", "what the broker sends again is stored again; use a shorter id"));
 	m->had_session = true;
-	m->listening = true;
+	m->listening = present;
 	stop_listening(m);
+	if (!present && !log_enabled(LOG_LEVEL_DEBUG))
+		mosquitto_log_callback_set(m->mosq, NULL);
 	mqtt_bring_subscriptions_up_to_date(m, present);
 	errno = 0;
 }

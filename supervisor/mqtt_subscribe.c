@@ -14,7 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "buffer.h"
 #include "clock.h"
 #include "failpoint.h"
 #include "log.h"
@@ -37,9 +36,12 @@ is_ours(const struct mqtt *m, const char *filter)
 	return false;
 }
 
-/* "QOS", then a filter a line; with those that are to go if all is true. NULL without memory. */
+/*
+ * The QoS, then a filter a line. unconfirmed: with those that are to go, and a mark, since what was
+ * asked for may never have reached the broker. NULL without memory.
+ */
 static char *
-note_text(const struct mqtt *m, bool all)
+note_text(const struct mqtt *m, bool unconfirmed)
 {
 	char *text = NULL;
 	size_t n;
@@ -48,10 +50,10 @@ note_text(const struct mqtt *m, bool all)
 
 	if (f == NULL)
 		return NULL;
-	fprintf(f, "%d\n", (int)m->cfg->qos);
+	fprintf(f, "%s%d\n", unconfirmed ? "?" : "", (int)m->cfg->qos);
 	for (i = 0; i < m->cfg->subscribe_count; i++)
 		fprintf(f, "%s\n", m->cfg->subscribe[i]);
-	for (i = 0; all && i < m->gone_count; i++)
+	for (i = 0; unconfirmed && i < m->gone_count; i++)
 		fprintf(f, "%s\n", m->gone[i]);
 	if (fclose(f) == 0)
 		return text;
@@ -61,9 +63,9 @@ note_text(const struct mqtt *m, bool all)
 
 /* Failure costs a warning: the next start knows less then, and loses nothing. */
 static void
-save_note(struct mqtt *m, bool all)
+save_note(struct mqtt *m, bool unconfirmed)
 {
-	char *text = note_text(m, all);
+	char *text = note_text(m, unconfirmed);
 
 	if (text == NULL || store_save_session(m->store, m->broker, m->cfg->client_id, text) == -1)
 		log_warn("session_not_noted", LOG_S("state_dir", m->cfg->state_dir),

@@ -7,10 +7,12 @@
 #include "mqtt_wire.h"
 
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <mosquitto.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <openssl/ssl.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 /* Unanswered bytes for so long, and the connection is dead: well before the broker's 1.5 × 60 s. */
@@ -62,6 +64,15 @@ mqtt_wire_acknowledge(int fd)
 	int on = 1;
 
 	setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof(on));
+}
+
+/* True when the peer has all that was written: tcp(7), SIOCOUTQ. */
+bool
+mqtt_wire_is_taken(int fd)
+{
+	int waiting;
+
+	return ioctl(fd, SIOCOUTQ, &waiting) == 0 && waiting == 0;
 }
 
 /*

@@ -68,7 +68,9 @@ try_again(struct service *s)
 {
 	log_error("state_not_written", LOG_S("state_dir", s->cfg->state_dir),
 	    LOG_S("reason", s->store.why),
-	    LOG_S("next", "the broker is not called before it can be written; trying again"));
+	    LOG_S("next",
+		s->closing ? "the broker is not called before it can be written; trying again"
+			   : "going on, and trying again"));
 	s->errand_at = s->now + RETRY;
 }
 

@@ -376,6 +376,7 @@ resume_proven(struct resume *r)
 	if (!r->asking)
 		return;
 	r->asking = false;
+	r->proven = r->proven || r->head < r->asked;
 	drop_before(r, r->asked < r->tail ? r->asked : r->tail);
 }
 

@@ -62,6 +62,7 @@ struct resume {
 			    acknowledged can be told by it */
 	uint64_t dirty_from, dirty_to; /* what differs from the state directory */
 	bool cut;                      /* and there is more there, behind the tail */
+	bool proven;                   /* and there are entries there that are done with */
 	/* Counts of this connection, for the log. */
 	uint64_t recognised;
 	uint64_t unmatched; /* did not come again although they had to, and are stored */

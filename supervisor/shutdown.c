@@ -63,6 +63,7 @@ static void
 enter_flush(struct service *s, bool drained)
 {
 	uint64_t sent = 0;
+	bool forget;
 	int i;
 
 	for (i = 0; i < s->lane_count; i++)
@@ -76,8 +77,14 @@ enter_flush(struct service *s, bool drained)
 	 * When the broker has shown that it got every acknowledgement, nothing comes again, and
 	 * nobody will ask what was committed.
 	 */
+	forget = s->resume.head == s->resume.tail;
+	if (forget) {
+		/* Written down first: a list without its rows would look like a loss. */
+		s->resume.cut = true;
+		forget = store_save(&s->store, &s->resume) == 0;
+	}
 	for (i = 0; i < s->lane_count; i++)
-		s->lanes[i].forget = s->resume.head == s->resume.tail;
+		s->lanes[i].forget = forget;
 	/* What is with the writers is to be committed; a lane that got no writer keeps the rest. */
 	for (i = 0; i < s->lane_count && !drained; i++)
 		lane_finish(&s->lanes[i]);
@@ -178,6 +185,9 @@ settle(struct service *s)
 	if (v.in_flight > 0 && s->deadline < s->now + LAST_ACKS_TIMEOUT)
 		s->deadline = s->now + LAST_ACKS_TIMEOUT;
 	if (s->mqtt.state == MQTT_OPEN && (s->now >= s->deadline || s->now >= s->drain_deadline))
+		mqtt_abandon(&s->mqtt);
+	/* No new session is begun for a stop. */
+	if (s->mqtt.state == MQTT_WAITING || s->mqtt.state == MQTT_CONNECTING)
 		mqtt_abandon(&s->mqtt);
 	if (s->mqtt.state != MQTT_CLOSED) {
 		for (i = 0; i < s->lane_count; i++)

@@ -142,8 +142,8 @@ store_sync(struct store *s)
 
 /* ---- the list ---- */
 
-/* A list that cannot be believed: its stream is past, and nobody need close it. */
-static int
+/* The list could not be believed and is gone: its stream is past, and nobody need close it. */
+static void
 give_list_up(struct store *s)
 {
 	log_warn("state_outdated", LOG_S("state_dir", s->dir),
@@ -154,7 +154,6 @@ give_list_up(struct store *s)
 		"going on without it; what was received and not acknowledged is stored again: "
 		"duplicates are possible, losses are not"));
 	s->live[0] = '\0';
-	return run_number(s, STORE_BLOCKS_DELETE_FROM, 0);
 }
 
 /* Reads the list of the run before. Returns -1 with the reason in why. */
@@ -168,7 +167,7 @@ store_load(struct store *s, struct resume *r)
 	store_get(s, "reuses_ids", value, sizeof(value));
 	r->reuses_ids = strcmp(value, "1") == 0;
 	if (s->outdated)
-		return give_list_up(s);
+		give_list_up(s);
 	if (sqlite3_prepare_v2(s->db, "SELECT first, entries FROM unacknowledged ORDER BY block",
 		-1, &st, NULL) != SQLITE_OK)
 		return failed(s, "reading the list");
@@ -256,7 +255,7 @@ transaction(struct store *s, struct resume *r, const char *stream)
 	    store_run_text(s, STORE_COMMIT, NULL, NULL, NULL) == -1)
 		return undo(s);
 	r->dirty_from = r->dirty_to = 0;
-	r->cut = false;
+	r->cut = r->proven = false;
 	return 0;
 }
 

@@ -12,7 +12,7 @@ struct store_session {
 	bool known;
 	char *broker;
 	char *client_id;
-	char *filters; /* one a line, behind the QoS and a blank */
+	char *filters; /* one a line, behind a line with the QoS; see mqtt_subscribe.c */
 };
 
 /* state.db, which only this process has open. */

@@ -183,7 +183,9 @@ open_file(struct store *s, const char *path, int *status)
 		return "it is no SQLite database, or a damaged one";
 	if (rc != SQLITE_OK) {
 		*status = unusable(s, s->db != NULL ? sqlite3_errmsg(s->db) : "out of memory",
-		    "giving up; make it writable for this user, with room on its disk");
+		    rc == SQLITE_BUSY
+			? "giving up; another program has the file open"
+			: "giving up; make it writable for this user, with room on its disk");
 		return s->why;
 	}
 	return is_sound(s) ? NULL : "SQLite's check finds it damaged";
@@ -244,9 +246,19 @@ check_boot(struct store *s)
 		fclose(f);
 	}
 	store_get(s, STORE_BOOT, before, sizeof(before));
-	s->outdated =
-	    before[0] != '\0' && strcmp(before, STORE_SYNCED) != 0 && strcmp(before, boot) != 0;
-	return store_run_text(s, STORE_META_PUT, STORE_BOOT, boot, NULL);
+	if (strcmp(before, boot) == 0)
+		return 0;
+	s->outdated = before[0] != '\0' && strcmp(before, STORE_SYNCED) != 0;
+	/* Both at once and for good: with this boot's name on it the list is believed. */
+	if (exec(s, "PRAGMA synchronous = FULL; BEGIN IMMEDIATE") != SQLITE_OK ||
+	    (s->outdated && exec(s, "DELETE FROM unacknowledged") != SQLITE_OK) ||
+	    store_run_text(s, STORE_META_PUT, STORE_BOOT, boot, NULL) == -1 ||
+	    exec(s, "COMMIT; PRAGMA wal_checkpoint(TRUNCATE); PRAGMA synchronous = OFF") !=
+		SQLITE_OK) {
+		snprintf(s->why, sizeof(s->why), "%s", sqlite3_errmsg(s->db));
+		return -1;
+	}
+	return 0;
 }
 
 /*

@@ -45,13 +45,21 @@ static void
 leave_broker_alone(struct service *s)
 {
 	bool was_ready = false;
+	struct lane *l;
 	int i;
 
 	if (s->claimed)
 		return;
 	s->claimed = true;
-	for (i = 0; i < s->lane_count; i++)
-		was_ready = was_ready || s->lanes[i].was_ready;
+	for (i = 0; i < s->lane_count; i++) {
+		l = &s->lanes[i];
+		was_ready = was_ready || l->was_ready;
+		/* One that has not looked yet would not wait as long as those that have. */
+		if (l->state == LANE_STARTING && !l->claimed) {
+			l->claimed = true;
+			lane_kill(l, NULL);
+		}
+	}
 	log_error("session_claimed", LOG_S("broker", s->mqtt.broker),
 	    LOG_S("client_id", s->cfg->client_id),
 	    LOG_S("reason", "another instance takes the messages of this session"),
@@ -67,12 +75,14 @@ call_broker_when_ready(struct service *s)
 	bool ready = true;
 	int i;
 
+	if (s->state != STATE_RUN)
+		return;
 	for (i = 0; i < s->lane_count; i++) {
 		if (s->lanes[i].claimed)
 			leave_broker_alone(s);
-		ready = ready && s->lanes[i].state == LANE_READY;
+		ready = ready && s->lanes[i].state == LANE_READY && !s->lanes[i].claimed;
 	}
-	if (!ready || s->closing || s->state != STATE_RUN || (s->called && !s->claimed))
+	if (!ready || s->closing || (s->called && !s->claimed))
 		return;
 	s->called = true;
 	s->claimed = false;

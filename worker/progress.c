@@ -31,7 +31,13 @@
 bool
 progress_is_stream(const char *s, size_t n)
 {
-	return n == PROGRESS_STREAM_LENGTH && strspn(s, "0123456789abcdef-") >= n;
+	size_t i;
+
+	for (i = 0; i < n && i < PROGRESS_STREAM_LENGTH; i++) {
+		if (s[i] == '\0' || strchr("0123456789abcdef-", s[i]) == NULL)
+			return false;
+	}
+	return n == PROGRESS_STREAM_LENGTH;
 }
 
 /* The class of a stream's advisory locks: the first 32 bits of its UUID, which are random. */
@@ -152,5 +158,7 @@ progress_forget_sql(const char *stream, int lane)
 
 	if (lane >= 0)
 		snprintf(which, sizeof(which), " AND lane = %d", lane);
-	return format("DELETE FROM ingestd.progress WHERE stream = '%s'%s", stream, which);
+	return format("BEGIN; " LOCK_TIMEOUT
+		      "DELETE FROM ingestd.progress WHERE stream = '%s'%s; COMMIT",
+	    stream, which);
 }

@@ -285,7 +285,8 @@ on_query_done(struct session *s, int64_t now)
 {
 	if (s->state == SESSION_COMMITTING && s->pg.fenced)
 		return SESSION_FENCED;
-	if ((s->state == SESSION_TAKING || s->state == SESSION_CLOSING) &&
+	if ((s->state == SESSION_TAKING || s->state == SESSION_CLOSING ||
+		s->state == SESSION_FORGETTING) &&
 	    strcmp(s->pg.error.sqlstate, LOCK_TIMED_OUT) == 0)
 		return session_evict(s, now);
 	if (s->pg.error.text[0] != '\0')

@@ -61,6 +61,7 @@ struct session {
 	uint64_t pending_seq; /* of the last batch that was sent: in doubt while refused */
 	uint64_t pending_dead_letters;
 	char other[PROGRESS_STREAM_LENGTH + 1]; /* the stream that is being closed or forgotten */
+	int other_lane;                         /* of it, -1 for all */
 	enum session_state evicting_for;
 	int64_t rival_seen; /* when another instance was last seen here, 0 if never */
 	char database[64];  /* which one it is */

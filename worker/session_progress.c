@@ -121,6 +121,7 @@ enum session_event
 session_close_stream(struct session *s, const char *stream, int64_t now)
 {
 	snprintf(s->other, sizeof(s->other), "%s", stream);
+	s->other_lane = -1;
 	s->since = now;
 	return session_step_own(s, SESSION_CLOSING, progress_close_sql(stream), now);
 }
@@ -129,6 +130,8 @@ session_close_stream(struct session *s, const char *stream, int64_t now)
 enum session_event
 session_forget(struct session *s, const char *stream, int lane, int64_t now)
 {
+	snprintf(s->other, sizeof(s->other), "%s", stream);
+	s->other_lane = lane;
 	s->since = now;
 	return session_step_own(s, SESSION_FORGETTING, progress_forget_sql(stream, lane), now);
 }
@@ -161,7 +164,7 @@ session_evict(struct session *s, int64_t now)
 	s->evicting_for = s->state;
 	return session_step_own(s, SESSION_EVICTING,
 	    progress_evict_sql(
-		taking ? s->progress.stream : s->other, taking ? s->progress.lane : -1),
+		taking ? s->progress.stream : s->other, taking ? s->progress.lane : s->other_lane),
 	    now);
 }
 
@@ -180,5 +183,8 @@ session_on_evicted(struct session *s, int64_t now)
 	    LOG_S("next", "what it had not committed is stored again"));
 	if (s->evicting_for == SESSION_TAKING)
 		return session_step_own(s, SESSION_TAKING, progress_take_sql(&s->progress), now);
+	if (s->evicting_for == SESSION_FORGETTING)
+		return session_step_own(
+		    s, SESSION_FORGETTING, progress_forget_sql(s->other, s->other_lane), now);
 	return session_step_own(s, SESSION_CLOSING, progress_close_sql(s->other), now);
 }

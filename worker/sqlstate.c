@@ -15,18 +15,18 @@ struct entry {
 };
 
 static const struct entry entries[] = {
-    {"28", TROUBLE_CONFIGURATION},    /* invalid authorization */
-    {"3D", TROUBLE_CONFIGURATION},    /* no such database */
-    {"3F", TROUBLE_CONFIGURATION},    /* no such schema */
-    {"42", TROUBLE_CONFIGURATION},    /* no such table or column, no privilege */
-    {"0A", TROUBLE_CONFIGURATION},    /* feature not supported */
-    {"55006", TROUBLE_CONFIGURATION}, /* object in use: by an instance of the same client id */
-    {"22", TROUBLE_DATA},             /* data exception */
-    {"23502", TROUBLE_DATA},          /* not null */
-    {"23503", TROUBLE_DATA},          /* foreign key */
-    {"23514", TROUBLE_DATA},          /* check */
-    {"21", TROUBLE_DATA},             /* cardinality */
-    {"54", TROUBLE_DATA},             /* program limit */
+    {"28", TROUBLE_CONFIGURATION},            /* invalid authorization */
+    {"3D", TROUBLE_CONFIGURATION},            /* no such database */
+    {"3F", TROUBLE_CONFIGURATION},            /* no such schema */
+    {"42", TROUBLE_CONFIGURATION},            /* no such table or column, no privilege */
+    {"0A", TROUBLE_CONFIGURATION},            /* feature not supported */
+    {TROUBLE_CLAIMED, TROUBLE_CONFIGURATION}, /* another instance is here */
+    {"22", TROUBLE_DATA},                     /* data exception */
+    {"23502", TROUBLE_DATA},                  /* not null */
+    {"23503", TROUBLE_DATA},                  /* foreign key */
+    {"23514", TROUBLE_DATA},                  /* check */
+    {"21", TROUBLE_DATA},                     /* cardinality */
+    {"54", TROUBLE_DATA},                     /* program limit */
 };
 
 /* state has five characters, or none when the connection itself failed. */

@@ -125,10 +125,10 @@ on_errand(struct writer *w, const struct message *m)
 		on_misplaced(w, m, "names no stream");
 		return;
 	}
-	memcpy(w->errand_stream, m->stream.s, PROGRESS_STREAM_LENGTH);
-	if (strcmp(w->errand_stream, w->session.progress.stream) != 0)
+	if (memcmp(m->stream.s, w->session.progress.stream, PROGRESS_STREAM_LENGTH) != 0) {
+		memcpy(w->errand_stream, m->stream.s, PROGRESS_STREAM_LENGTH);
 		w->errand = m->type;
-	else if (m->type == MESSAGE_FORGET)
+	} else if (m->type == MESSAGE_FORGET)
 		w->forget_own = true;
 	else
 		on_misplaced(w, m, "is for the writer's own stream");

@@ -97,8 +97,12 @@ class Ingestd:
                 self._changed.wait(min(left, 0.2))
 
     def wait_ready(self, writers=2):
-        """Until it has subscribed and every writer has reached the database."""
-        self.wait_log("mqtt_subscribed")
+        """Until it is subscribed and every writer has reached the database."""
+        # Under 3.1.1 a session that is kept keeps its subscription, and says so.
+        wait_until(lambda: self.events("mqtt_subscribed") or self.events("mqtt_subscription_kept") or
+                   self.process.poll() is not None, what="it is subscribed")
+        if not self.events("mqtt_subscription_kept"):
+            self.wait_log("mqtt_subscribed")
         for lane in range(writers):
             self.wait_log("writer_ready", lane=lane)
         return self

@@ -219,7 +219,7 @@ def test_another_instance_for_the_same_session_is_refused_and_lets_the_first_alo
     first = make_lane(instance=1)
     publish(first, b"1")
     second = make_lane(instance=2)
-    kind, _, text = second.wait_trouble(lambda m: m[1] == "55006")
+    kind, _, text = second.wait_trouble(lambda m: m[1] == "IG001")
     assert kind == 1 and "client id" in text
     publish(first, b"2")
     assert second.said(READY) == []

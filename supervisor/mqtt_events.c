@@ -38,7 +38,9 @@ static void
 on_log(struct mosquitto *mosq, void *arg, int level, const char *text)
 {
 	struct mqtt *m = arg;
-	const char *publish = strstr(text, LOG_OF_PUBLISH);
+	/* In front of it stands "Client ID", which may hold anything. */
+	size_t skip = strlen("Client ") + strlen(m->cfg->client_id);
+	const char *publish = strlen(text) > skip ? strstr(text + skip, LOG_OF_PUBLISH) : NULL;
 
 	(void)mosq;
 	/* OpenSSL's reasons come this way and no other; DUP does as well. */

@@ -868,9 +868,9 @@ def test_a_second_instance_on_the_same_session_and_database_stays_away_until_the
 class Odd:
     """ingestd before a broker that does what the test says."""
 
-    def __init__(self, database, ingestd):
+    def __init__(self, database, ingestd, client_id="odd"):
         self.database, self.broker = database, FakeBroker()
-        self.daemon = ingestd(broker=self.broker.url, writers=1, client_id="odd")
+        self.daemon = ingestd(broker=self.broker.url, writers=1, client_id=client_id)
         self.broker.accept()
 
     def send(self, *parts):
@@ -946,6 +946,17 @@ def test_an_equal_message_without_dup_is_a_new_one(odd):
     odd.send((1, 1), (2, 1))
     odd.database.wait_for_rows(4)
     assert odd.count() == {1: 4}
+
+
+def test_a_client_id_that_reads_like_a_log_line_makes_no_message_an_old_one(table, ingestd):
+    odd = Odd(table, ingestd, "x received PUBLISH (d1")
+    odd.send((1, 1))
+    table.wait_for_rows(1)
+    odd.reconnect()
+    odd.send((1, 1))
+    table.wait_for_rows(2)
+    odd.broker.client.close()
+    odd.broker.close()
 
 
 def test_a_broker_that_claims_the_session_and_sends_nothing_holds_up_nothing(odd):

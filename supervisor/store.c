@@ -18,9 +18,6 @@
 #include "log.h"
 #include "store_sql.h"
 
-/* Entries in a row; a row is rewritten as a whole. */
-#define BLOCK 256
-
 static const char *const sql[STORE_STATEMENTS] = {
     [STORE_BEGIN] = "BEGIN IMMEDIATE",
     [STORE_COMMIT] = "COMMIT",
@@ -188,9 +185,9 @@ store_load(struct store *s, struct resume *r)
 static int
 put_block(struct store *s, const struct resume *r, uint64_t block)
 {
-	struct resume_entry entries[BLOCK];
+	struct resume_entry entries[STORE_BLOCK];
 	sqlite3_stmt *st = store_prepared(s, STORE_BLOCK_PUT);
-	uint64_t from = block * BLOCK, to = from + BLOCK, at;
+	uint64_t from = block * STORE_BLOCK, to = from + STORE_BLOCK, at;
 
 	if (st == NULL)
 		return -1;
@@ -211,19 +208,20 @@ put_changes(struct store *s, const struct resume *r)
 
 	/* Behind a new end there are rows of the old one. */
 	if (r->cut) {
-		if (run_number(s, STORE_BLOCKS_DELETE_FROM, (int64_t)(r->tail / BLOCK)) == -1)
+		if (run_number(s, STORE_BLOCKS_DELETE_FROM, (int64_t)(r->tail / STORE_BLOCK)) == -1)
 			return -1;
 		if (from >= to)
 			from = to = r->tail;
-		if (from > r->tail - r->tail % BLOCK)
-			from = r->tail - r->tail % BLOCK;
+		if (from > r->tail - r->tail % STORE_BLOCK)
+			from = r->tail - r->tail % STORE_BLOCK;
 		to = r->tail;
 	}
 	from = from < r->head ? r->head : from;
 	if (run_number(s, STORE_BLOCKS_DELETE_BEFORE,
-		(int64_t)((r->head < r->tail ? r->head : r->head + BLOCK) / BLOCK)) == -1)
+		(int64_t)((r->head < r->tail ? r->head : r->head + STORE_BLOCK) / STORE_BLOCK)) ==
+	    -1)
 		return -1;
-	for (block = from / BLOCK; from < to && block <= (to - 1) / BLOCK; block++) {
+	for (block = from / STORE_BLOCK; from < to && block <= (to - 1) / STORE_BLOCK; block++) {
 		if (put_block(s, r, block) == -1)
 			return -1;
 	}

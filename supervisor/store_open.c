@@ -88,6 +88,22 @@ is_sound(struct store *s)
 	return ok;
 }
 
+/* Whole entries, in blocks of which each goes on where the one before ends. */
+static bool
+has_sound_list(struct store *s)
+{
+	char text[400];
+
+	snprintf(text, sizeof(text),
+	    "SELECT count(*) FROM (SELECT block, first, length(entries) AS n, lag(first + "
+	    "length(entries) / %zu) OVER (ORDER BY block) AS before FROM unacknowledged) WHERE "
+	    "typeof(first) <> 'integer' OR n = 0 OR n %% %zu <> 0 OR first / %d <> block OR "
+	    "(first + n / %zu - 1) / %d <> block OR before <> first",
+	    sizeof(struct resume_entry), sizeof(struct resume_entry), STORE_BLOCK,
+	    sizeof(struct resume_entry), STORE_BLOCK);
+	return number(s, text) == 0;
+}
+
 /* The file and its journal get another name: a person may want to look at them. */
 static int
 put_aside(struct store *s, const char *path, const char *why)
@@ -188,7 +204,9 @@ open_file(struct store *s, const char *path, int *status)
 			: "giving up; make it writable for this user, with room on its disk");
 		return s->why;
 	}
-	return is_sound(s) ? NULL : "SQLite's check finds it damaged";
+	if (!is_sound(s))
+		return "SQLite's check finds it damaged";
+	return has_sound_list(s) ? NULL : "its list of messages makes no sense";
 }
 
 static char *

@@ -8,6 +8,9 @@
 
 #include "store.h"
 
+/* Entries in a row of the list; a row is rewritten as a whole. */
+#define STORE_BLOCK 256
+
 /* meta: the boot of the machine in which the file was written, or that it has been synced since. */
 #define STORE_BOOT "boot"
 #define STORE_SYNCED "synced"

@@ -331,13 +331,15 @@ def test_somebody_elses_file_is_put_aside_with_its_journal(ingestd, state):
         assert c.execute("SELECT name FROM cookies").fetchall() == [("crumb",)]
 
 
-@pytest.mark.parametrize("entries", ["x''", "zeroblob(7)", "randomblob(4096)", "'text'"])
-def test_a_list_that_makes_no_sense_loses_nothing(broker, database, ingestd, left, entries):
+@pytest.mark.parametrize("change", ["entries = x''", "entries = zeroblob(7)", "entries = randomblob(4096)",
+                                    "entries = 'text'", "first = first + 1", "first = 'x'"])
+def test_a_list_that_makes_no_sense_is_put_aside_and_nothing_is_lost(broker, database, ingestd, left, change):
     """Sound to SQLite, and no list of ours."""
     with contextlib.closing(sqlite3.connect(left)) as c:
-        c.execute(f"UPDATE unacknowledged SET entries = {entries}")
+        c.execute(f"UPDATE unacknowledged SET {change} WHERE block = (SELECT max(block) FROM unacknowledged)")
         c.commit()
     daemon = ingestd(client_id="left").wait_ready()
+    assert "makes no sense" in daemon.wait_log("state_put_aside")["reason"]
     publish(broker, numbered(10, start=500))
     wait_until(lambda: set(numbers(database)) == set(range(510)), what="all is there")
     assert daemon.stop() == 0

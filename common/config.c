@@ -498,6 +498,7 @@ config_free(struct config *cfg)
 			free(*(char **)((char *)cfg + table[i].offset));
 	}
 	clear_list(cfg);
+	free(cfg->instance);
 	broker_url_free(&cfg->url);
 	*cfg = (struct config){0};
 }

@@ -25,6 +25,7 @@ struct config {
 	char *table;
 	int64_t qos;
 	char *client_id;
+	char *instance; /* a UUID: whose state directory it is; not an option */
 	int64_t session_expiry;
 	int64_t protocol;
 	int64_t writers;

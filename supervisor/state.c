@@ -1,6 +1,6 @@
 /*
  * The state directory: the lock that keeps a second instance out, the client id that must stay the
- * same, or the broker's queue for us is lost.
+ * same, or the broker's queue for us is lost, and the name by which other instances know this one.
  *
  * Must never go on without the lock: two supervisors on one directory would undo each other's work.
  */
@@ -79,6 +79,15 @@ refuse(const char *what, const char *dir, int e, const char *next)
 	return EX_CANTCREAT;
 }
 
+/* The same of a file in it; errno says why. */
+static int
+refuse_file(const char *step, const char *file, const char *dir, const char *next)
+{
+	log_error("state_dir_unusable", LOG_S("state_dir", dir), LOG_S("file", file),
+	    LOG_S("step", step), LOG_ERRNO(errno), LOG_S("next", next));
+	return EX_CANTCREAT;
+}
+
 /* Takes the lock for as long as this process lives: the descriptor stays open on purpose. */
 static int
 take_lock(int dirfd, const char *dir)
@@ -86,7 +95,7 @@ take_lock(int dirfd, const char *dir)
 	int fd = openat(dirfd, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 
 	if (fd == -1)
-		return refuse("open the file lock", dir, errno,
+		return refuse_file("open", "lock", dir,
 		    "giving up; make the directory writable for this user or choose another with "
 		    "--state-dir");
 	if (flock(fd, LOCK_EX | LOCK_NB) == -1) {
@@ -94,7 +103,7 @@ take_lock(int dirfd, const char *dir)
 		ssize_t n = pread(fd, pid, sizeof(pid) - 1, 0);
 
 		if (errno != EWOULDBLOCK)
-			return refuse("lock the file lock", dir, errno, "giving up");
+			return refuse_file("lock", "lock", dir, "giving up");
 		pid[n > 0 ? strcspn(pid, "\n") : 0] = '\0';
 		log_error("state_dir_held", LOG_S("state_dir", dir), LOG_S("holder_pid", pid),
 		    LOG_S("reason", "another ingestd is running on this state directory"),
@@ -103,7 +112,7 @@ take_lock(int dirfd, const char *dir)
 		return EX_TEMPFAIL;
 	}
 	if (ftruncate(fd, 0) == -1 || dprintf(fd, "%d\n", (int)getpid()) < 0)
-		return refuse("write the file lock", dir, errno, "giving up; is the disk full?");
+		return refuse_file("write", "lock", dir, "giving up; is the disk full?");
 	return 0;
 }
 
@@ -128,50 +137,53 @@ replace_file(int dirfd, const char *name, const void *data, size_t n)
 	return rc == 0 ? fsync(dirfd) : rc;
 }
 
+/* A name that is made once and kept: the prefix and a UUID. */
 static int
-make_client_id(int dirfd, const char *dir, char **id)
+make_name(int dirfd, const char *dir, const char *file, const char *prefix, char **name)
 {
-	char text[64] = "ingestd-";
+	char text[64];
 	uuid_t uuid;
+	size_t n = (size_t)snprintf(text, sizeof(text), "%s", prefix);
 
 	uuid_generate(uuid);
-	uuid_unparse_lower(uuid, text + strlen(text));
-	*id = strdup(text);
+	uuid_unparse_lower(uuid, text + n);
+	*name = strdup(text);
 	strcat(text, "\n");
-	if (*id == NULL || replace_file(dirfd, "client-id", text, strlen(text)) == -1)
-		return refuse("write the file client-id", dir, errno, "giving up");
+	if (*name == NULL || replace_file(dirfd, file, text, strlen(text)) == -1)
+		return refuse_file("write", file, dir, "giving up");
 	return 0;
 }
 
+/* The name in the file, which is made if it is not there. */
 static int
-read_client_id(int dirfd, const char *dir, char **id)
+read_name(int dirfd, const char *dir, const char *file, const char *prefix, char **name)
 {
 	static char text[CLIENT_ID_MAX + 2];
-	int fd = openat(dirfd, "client-id", O_RDONLY | O_CLOEXEC);
+	int fd = openat(dirfd, file, O_RDONLY | O_CLOEXEC);
 	ssize_t n;
 
 	if (fd == -1 && errno == ENOENT)
-		return make_client_id(dirfd, dir, id);
+		return make_name(dirfd, dir, file, prefix, name);
 	if (fd == -1)
-		return refuse("read the file client-id", dir, errno, "giving up");
+		return refuse_file("read", file, dir, "giving up");
 	n = read(fd, text, sizeof(text) - 1);
 	close(fd);
 	text[n > 0 ? n : 0] = '\0';
 	text[strcspn(text, "\n")] = '\0';
 	if (*text == '\0') {
-		log_error("state_dir_unusable", LOG_S("state_dir", dir),
-		    LOG_S("reason", "the file client-id is empty"),
+		log_error("state_dir_unusable", LOG_S("state_dir", dir), LOG_S("file", file),
+		    LOG_S("reason", "the file is empty"),
 		    LOG_S("next",
-			"giving up; write the client id into it, or remove it to get a new one, "
-			"and with it a new session at the broker"));
+			"giving up; write the name into it, or remove it to get a new one: with a "
+			"new client-id comes a new session at the broker"));
 		return EX_CANTCREAT;
 	}
-	*id = strdup(text);
-	return 0;
+	*name = strdup(text);
+	return *name != NULL ? 0 : refuse_file("read", file, dir, "giving up");
 }
 
 /*
- * Makes the directory if need be, takes its lock and fills in cfg->state_dir and cfg->client_id.
+ * Makes the directory if need be, takes its lock and fills in state_dir, client_id and instance.
  * Returns 0, or the exit status, with the reason logged: 73 cannot be made, read or written, 75
  * held by another instance.
  */
@@ -197,7 +209,9 @@ state_open(struct config *cfg)
 		    "giving up; choose a directory with --state-dir");
 	rc = take_lock(dirfd, cfg->state_dir);
 	if (rc == 0 && cfg->client_id == NULL)
-		rc = read_client_id(dirfd, cfg->state_dir, &cfg->client_id);
+		rc = read_name(dirfd, cfg->state_dir, "client-id", "ingestd-", &cfg->client_id);
+	if (rc == 0)
+		rc = read_name(dirfd, cfg->state_dir, "instance", "", &cfg->instance);
 	close(dirfd);
 	return rc;
 }

@@ -20,7 +20,6 @@ struct store {
 	void *db;
 	void *statements[20];
 	const char *dir;
-	char instance[STORE_STREAM_LENGTH + 1]; /* a UUID: whose directory this is */
 	char live[STORE_STREAM_LENGTH + 1]; /* the stream of the list's live entries, or empty */
 	char database[64];                  /* where that stream was written, or empty */
 	bool outdated; /* the machine has been started anew since it was written, and it was not

@@ -13,7 +13,6 @@
 #include <sysexits.h>
 #include <time.h>
 #include <unistd.h>
-#include <uuid/uuid.h>
 
 #include "log.h"
 #include "store_sql.h"
@@ -137,17 +136,12 @@ put_aside(struct store *s, const char *path, const char *why)
 static int
 make_file(struct store *s)
 {
-	char text[160], id[STORE_STREAM_LENGTH + 1];
-	uuid_t uuid;
+	char text[160];
 
-	uuid_generate(uuid);
-	uuid_unparse_lower(uuid, id);
 	snprintf(text, sizeof(text), "PRAGMA application_id = %d; PRAGMA user_version = %d",
 	    APPLICATION_ID, VERSION_OF_FILE);
 	if (exec(s, "BEGIN") != SQLITE_OK || exec(s, schema) != SQLITE_OK ||
-	    exec(s, text) != SQLITE_OK ||
-	    store_run_text(s, STORE_META_PUT, "instance", id, NULL) == -1 ||
-	    exec(s, "COMMIT") != SQLITE_OK)
+	    exec(s, text) != SQLITE_OK || exec(s, "COMMIT") != SQLITE_OK)
 		return sqlite3_errcode(s->db) != SQLITE_OK ? sqlite3_errcode(s->db) : SQLITE_ERROR;
 	return SQLITE_OK;
 }
@@ -221,17 +215,15 @@ static int
 read_notes(struct store *s)
 {
 	sqlite3_stmt *st;
-	int rc, i;
+	int i;
 
 	/* One that cannot be prepared misses its table, which is better known now than later. */
 	for (i = 0; i < STORE_STATEMENTS; i++) {
 		if (store_prepared(s, i) == NULL)
 			return -1;
 	}
-	store_get(s, "instance", s->instance, sizeof(s->instance));
-	rc = s->instance[0] != '\0' ? 0 : -1;
 	st = store_prepared(s, STORE_SESSION_GET);
-	if (rc == 0 && st != NULL && sqlite3_step(st) == SQLITE_ROW) {
+	if (sqlite3_step(st) == SQLITE_ROW) {
 		s->session.known = true;
 		s->session.broker = column(st, 0);
 		s->session.client_id = column(st, 1);
@@ -239,12 +231,12 @@ read_notes(struct store *s)
 	}
 	sqlite3_reset(st);
 	st = store_prepared(s, STORE_STREAM_LIVE);
-	if (rc == 0 && st != NULL && sqlite3_step(st) == SQLITE_ROW) {
+	if (sqlite3_step(st) == SQLITE_ROW) {
 		snprintf(s->live, sizeof(s->live), "%s", sqlite3_column_text(st, 0));
 		snprintf(s->database, sizeof(s->database), "%s", sqlite3_column_text(st, 1));
 	}
 	sqlite3_reset(st);
-	return rc;
+	return 0;
 }
 
 /*

@@ -275,7 +275,7 @@ set_up(struct service *s)
 	    .cfg = s->cfg,
 	    .stream = s->stream,
 	    .session = session_hash(s),
-	    .instance = (uint32_t)XXH3_64bits(s->store.instance, strlen(s->store.instance)),
+	    .instance = (uint32_t)XXH3_64bits(s->cfg->instance, strlen(s->cfg->instance)),
 	    .answer = past_answer,
 	    .arg = s,
 	};

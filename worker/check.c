@@ -51,6 +51,8 @@ static const struct need progress_needs[] = {
     {"seq", {"bigint"}},
     {"dead_letters", {"bigint"}},
     {"closed", {"boolean"}},
+    {"session", {"bigint"}},
+    {"instance", {"bigint"}},
 };
 
 /* One of the tables, and as what schema_columns_sql() knows it. */

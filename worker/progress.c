@@ -64,11 +64,16 @@ format(const char *fmt, ...)
 
 /* All that follow: text of the caller's to free, NULL when memory is short. */
 
-/* Asks how many are here of another instance, for the same session. */
+/*
+ * Asks how many are here of another instance, for the same session; and whether one has left rows
+ * that are not closed, since it may only have lost its connections.
+ */
 char *
 progress_look_sql(const struct progress *p)
 {
-	return format("SELECT count(*) " LOCKS " AND objid <> %u", p->session, p->instance);
+	return format("SELECT count(*), (SELECT count(*) FROM ingestd.progress WHERE session = %u "
+		      "AND instance <> %u AND NOT closed) " LOCKS " AND objid <> %u",
+	    p->session, p->instance, p->session, p->instance);
 }
 
 /*
@@ -87,7 +92,8 @@ progress_claim_sql(const struct progress *p)
 }
 
 /*
- * Takes the row, or makes it where this process has never had it. An UPDATE, though it changes
+ * Closes what an instance has left that was here for the same session before, and takes the row, or
+ * makes it where this process has never had it. An UPDATE, though it changes
  * nothing, because a commit that writes waits for a synchronous standby, and with it for all that
  * the row tells of. Gives seq, dead_letters and closed; no row when it has gone.
  */
@@ -98,14 +104,18 @@ progress_take_sql(const struct progress *p)
 
 	if (!p->held)
 		snprintf(insert, sizeof(insert),
-		    "INSERT INTO ingestd.progress (stream, lane, seq, dead_letters) "
-		    "VALUES ('%s', %d, %llu, %llu) ON CONFLICT (stream, lane) DO NOTHING; ",
+		    "INSERT INTO ingestd.progress (stream, lane, seq, dead_letters, session, "
+		    "instance) "
+		    "VALUES ('%s', %d, %llu, %llu, %u, %u) ON CONFLICT (stream, lane) DO NOTHING; ",
 		    p->stream, p->lane, (unsigned long long)p->committed,
-		    (unsigned long long)p->dead_letters);
-	return format("BEGIN; " LOCK_TIMEOUT "%s"
-		      "UPDATE ingestd.progress SET seq = seq WHERE stream = '%s' AND lane = %d "
-		      "RETURNING seq, dead_letters, closed; COMMIT",
-	    insert, p->stream, p->lane);
+		    (unsigned long long)p->dead_letters, p->session, p->instance);
+	return format(
+	    "BEGIN; " LOCK_TIMEOUT
+	    "UPDATE ingestd.progress SET closed = true WHERE session = %u AND instance <> "
+	    "%u AND NOT closed; %s"
+	    "UPDATE ingestd.progress SET seq = seq WHERE stream = '%s' AND lane = %d "
+	    "RETURNING seq, dead_letters, closed; COMMIT",
+	    p->session, p->instance, insert, p->stream, p->lane);
 }
 
 /*

@@ -187,6 +187,7 @@ schema_create_sql(const struct schema *s, const struct schema_missing *missing)
 		fputs("CREATE TABLE IF NOT EXISTS ingestd.progress ("
 		      "stream uuid, lane integer, seq bigint NOT NULL, "
 		      "dead_letters bigint NOT NULL, closed boolean NOT NULL DEFAULT false, "
+		      "session bigint NOT NULL, instance bigint NOT NULL, "
 		      "PRIMARY KEY (stream, lane)); ",
 		    f);
 	fputs("COMMIT", f);

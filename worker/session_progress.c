@@ -24,14 +24,12 @@
 static enum session_event
 give_way(struct session *s, bool rival, int64_t now)
 {
-	if (rival)
-		s->rival_seen = now;
 	trouble_set(&s->trouble, TROUBLE_CLAIMED,
 	    rival ? "another ingestd with the same client id and broker, and another state "
 		    "directory, writes into this database: each would store what the other has "
 		    "stored; stop one of them, or give it its own --client-id"
-		  : "another ingestd with the same client id and broker was here until less than "
-		    "30 s ago, and may come back");
+		  : "another ingestd with the same client id and broker, and another state "
+		    "directory, has been here and may come back: it has to be away for 30 s");
 	return session_fail(s, now);
 }
 
@@ -41,14 +39,18 @@ sees_rival(const struct session *s)
 	return strcmp(pg_value(&s->pg, 0, 0), "0") != 0;
 }
 
-/* Nobody is to be kept away by one that does not stay: the sign goes up when all others are gone.
+/*
+ * Nobody is to be kept away by one that does not stay: the sign goes up when all others are gone.
+ * One of which there are only rows counts as just seen when we find them.
  */
 enum session_event
 session_on_looked(struct session *s, int64_t now)
 {
-	bool rival = sees_rival(s);
+	bool rival = sees_rival(s), left_rows = strcmp(pg_value(&s->pg, 0, 1), "0") != 0;
 
-	if (rival || (s->rival_seen != 0 && now - s->rival_seen < RIVAL_GONE_AFTER))
+	if (rival || (left_rows && s->rival_seen == 0))
+		s->rival_seen = now;
+	if (s->rival_seen != 0 && now - s->rival_seen < RIVAL_GONE_AFTER)
 		return give_way(s, rival, now);
 	return session_step_own(s, SESSION_CLAIMING, progress_claim_sql(&s->progress), now);
 }
@@ -59,8 +61,10 @@ session_on_claimed(struct session *s, int64_t now)
 {
 	if (FAILPOINT("before_take"))
 		return session_fail_with(s, "failpoint", now);
-	if (sees_rival(s))
+	if (sees_rival(s)) {
+		s->rival_seen = now;
 		return give_way(s, true, now);
+	}
 	return session_step_own(s, SESSION_TAKING, progress_take_sql(&s->progress), now);
 }
 
@@ -77,8 +81,8 @@ session_on_taken(struct session *s, int64_t now)
 		return SESSION_FENCED;
 	if (*pg_value(&s->pg, 0, 2) == 't') {
 		trouble_set(&s->trouble, TROUBLE_CLAIMED,
-		    "the stream %s has been closed by another ingestd, which must have a copy of "
-		    "this state directory: stop one of the two",
+		    "the stream %s has been closed by another ingestd with the same client id and "
+		    "broker, which has taken over: stop that one, and start this one anew",
 		    p->stream);
 		return session_fail(s, now);
 	}

@@ -171,20 +171,10 @@ def second_on_the_state_directory(world):
         world.complain("the first did not go on")
 
 
-def _is_at_the_database(world):
-    try:
-        held = world.ask("SELECT count(DISTINCT pid) FROM pg_locks WHERE locktype = 'advisory'")[0][0]
-        return held >= len(world.system.pids()["writers"])
-    except world.away:
-        return False
-
-
 @fault(alone=True, seconds=between(1, 5))
 def second_with_the_client_id(world, seconds):
     """a second one with the same client id and database, killed later"""
     yield until(world.system.is_ready, "the first is ready")
-    # While the first has lost its database nothing there tells of it: see "What is not promised" in ingestd(8).
-    yield until(lambda: _is_at_the_database(world), "the first is at the database", LATE)
     second = world.system.start_second()
     world.note(f"a second one, pid {second.pid}")
     yield seconds

@@ -228,6 +228,43 @@ def test_another_instance_for_the_same_session_is_refused_and_lets_the_first_alo
     third.wait_ready()
 
 
+def test_rows_that_another_instance_has_left_keep_the_session_for_it(make_lane, database):
+    """It may have lost its database for a moment only, and has messages in its hands."""
+    first = make_lane(instance=1)
+    publish(first, b"1")
+    os.kill(first.pid, signal.SIGKILL)
+    wait_until(lambda: database.sessions() == [], what="its connection has ended")
+    second = make_lane(instance=2)
+    kind, _, text = second.wait_trouble(lambda m: m[1] == "IG001")
+    assert kind == 1 and "may come back" in text
+    # It does, and finds everything as it was.
+    third = make_lane(instance=1, stream=first.stream)
+    assert third.wait_ready()[2] == 1
+    second.wait_trouble(lambda m: m[1] == "IG001" and "writes into this database" in m[2])
+
+
+@pytest.mark.slow
+def test_an_instance_that_has_been_away_for_long_loses_the_session_and_commits_nothing_more(make_lane, database):
+    first = make_lane(instance=1)
+    publish(first, b"1")
+    # Its database is away for it, and for nobody else.
+    os.kill(first.pid, signal.SIGSTOP)
+    database.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'ingestd'"
+                   " AND datname = current_database()")
+    second = make_lane(instance=2)
+    second.wait_ready(50)
+    assert progress(database)[first.stream, 0] == [1, 0, True]
+    publish(second, b"3")
+    second.send(message(FORGET, second.stream))
+    second.end_of_file()
+    assert second.wait_exit() == 0
+    os.kill(first.pid, signal.SIGCONT)
+    first.publish(b"4")
+    # Its row is closed: what it has is the broker's to send again.
+    assert first.wait_exit(40) == FENCED
+    assert numbers(database) == [1, 3]
+
+
 @pytest.mark.parametrize("ddl, words", [
     ("CREATE TABLE ingestd.progress (stream text, lane integer, seq bigint, dead_letters bigint, closed boolean)",
      "stream is text and should be uuid"),

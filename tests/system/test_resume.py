@@ -760,6 +760,7 @@ def test_a_session_lost_between_two_runs_is_said_with_what_was_not_stored(broker
     assert daemon.wait_ready().stop() == 0
 
 
+@pytest.mark.slow
 def test_a_wiped_state_directory_loses_nothing_and_says_that_duplicates_are_possible(
         broker, table, ingestd, wire, tmp_path):
     daemon = ingestd(broker=wire.url, client_id="wiped").wait_ready()
@@ -770,7 +771,10 @@ def test_a_wiped_state_directory_loses_nothing_and_says_that_duplicates_are_poss
     wire.cut()
     wire.flow()
     shutil.rmtree(tmp_path / "state")
-    daemon = ingestd(broker=wire.url, client_id="wiped").wait_ready()
+    daemon = ingestd(broker=wire.url, client_id="wiped")
+    # To the database it is another instance, which waits whether the one before comes back.
+    assert "may come back" in daemon.wait_log("database_trouble")["reason"]
+    daemon.wait_log("mqtt_subscribed", 50)
     assert "duplicates are possible" in daemon.wait_log("session_unknown")["next"]
     publish_to(wire, messages(100, start=100))
     wait_until(lambda: set(stored(table)) == set(range(200)), 30, "all is there")

@@ -377,7 +377,8 @@ def test_without_the_right_to_write_it_ends_with_73_and_names_what(ingestd, what
                          prefix=("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"))
         assert daemon.process.wait(20) == CANNOT_CREATE
         said = daemon.wait_log("state_dir_unusable")
-        assert said["file"] == "state.db" and said["state_dir"] == str(home)
+        assert said["file"] == ("instance" if what == "directory" else "state.db")
+        assert said["state_dir"] == str(home)
         assert [p for p in home.iterdir() if "damaged" in p.name] == []
     finally:
         shutil.rmtree(home)

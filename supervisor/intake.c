@@ -119,7 +119,7 @@ save_failed(struct service *s)
 		return;
 	s->save_logged = s->now;
 	log_error("state_not_written", LOG_S("state_dir", s->cfg->state_dir),
-	    LOG_S("reason", s->store.why), LOG_T("for", s->now - s->save_failed),
+	    LOG_S("reason", s->store.file.why), LOG_T("for", s->now - s->save_failed),
 	    LOG_S("next",
 		"holding: nothing more is read or stored before it can be written; trying again "
 		"every second"));

@@ -69,7 +69,7 @@ save_note(struct mqtt *m, bool unconfirmed)
 
 	if (text == NULL || store_save_session(m->store, m->broker, m->cfg->client_id, text) == -1)
 		log_warn("session_not_noted", LOG_S("state_dir", m->cfg->state_dir),
-		    LOG_S("reason", text == NULL ? "out of memory" : m->store->why),
+		    LOG_S("reason", text == NULL ? "out of memory" : m->store->file.why),
 		    LOG_S("next",
 			"going on; the next start will not know what this session is "
 			"subscribed to"));

@@ -24,7 +24,7 @@ static int
 unusable(const struct service *s)
 {
 	log_error("state_dir_unusable", LOG_S("state_dir", s->cfg->state_dir),
-	    LOG_S("file", "state.db"), LOG_S("reason", s->store.why),
+	    LOG_S("file", "state.db"), LOG_S("reason", s->store.file.why),
 	    LOG_S("next", "giving up; is the disk full?"));
 	return EX_CANTCREAT;
 }
@@ -67,7 +67,7 @@ static void
 try_again(struct service *s)
 {
 	log_error("state_not_written", LOG_S("state_dir", s->cfg->state_dir),
-	    LOG_S("reason", s->store.why),
+	    LOG_S("reason", s->store.file.why),
 	    LOG_S("next",
 		s->closing ? "the broker is not called before it can be written; trying again"
 			   : "going on, and trying again"));

@@ -168,7 +168,7 @@ finish(struct service *s)
 	if (FAILPOINT("after_writers_are_gone") || store_save(&s->store, &s->resume) == -1 ||
 	    store_sync(&s->store) == -1)
 		log_warn("state_not_written", LOG_S("state_dir", s->cfg->state_dir),
-		    LOG_S("reason", s->store.why),
+		    LOG_S("reason", s->store.file.why),
 		    LOG_S("next", "the next start asks the database what it needs not ask"));
 	s->state = STATE_DONE;
 }

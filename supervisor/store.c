@@ -18,10 +18,9 @@
 #include "log.h"
 #include "store_sql.h"
 
-static const char *const sql[STORE_STATEMENTS] = {
+const char *const store_sql[STORE_STATEMENTS] = {
     [STORE_BEGIN] = "BEGIN IMMEDIATE",
     [STORE_COMMIT] = "COMMIT",
-    [STORE_ROLLBACK] = "ROLLBACK",
     [STORE_BLOCK_PUT] = "INSERT OR REPLACE INTO unacknowledged VALUES (?, ?, ?)",
     [STORE_BLOCKS_DELETE_BEFORE] = "DELETE FROM unacknowledged WHERE block < ?",
     [STORE_BLOCKS_DELETE_FROM] = "DELETE FROM unacknowledged WHERE block >= ?",
@@ -38,85 +37,49 @@ static const char *const sql[STORE_STATEMENTS] = {
     [STORE_STREAM_LIVE] = "SELECT stream, database FROM stream WHERE live",
 };
 
-_Static_assert(STORE_STATEMENTS <= sizeof(((struct store *)0)->statements) / sizeof(void *),
-    "struct store has room for all statements");
+_Static_assert(STORE_STATEMENTS <= DBFILE_STATEMENTS_MAX, "a dbfile has room for all statements");
 
 /* ---- statements ---- */
-
-static int
-failed(struct store *s, const char *what)
-{
-	snprintf(s->why, sizeof(s->why), "%s: %s", what, sqlite3_errmsg(s->db));
-	return -1;
-}
-
-sqlite3_stmt *
-store_prepared(struct store *s, int which)
-{
-	if (s->statements[which] == NULL &&
-	    sqlite3_prepare_v3(s->db, sql[which], -1, SQLITE_PREPARE_PERSISTENT,
-		(sqlite3_stmt **)&s->statements[which], NULL) != SQLITE_OK)
-		failed(s, sql[which]);
-	return s->statements[which];
-}
-
-static int
-run(struct store *s, sqlite3_stmt *st)
-{
-	int rc = sqlite3_step(st);
-
-	if (rc != SQLITE_DONE && rc != SQLITE_ROW)
-		failed(s, sqlite3_sql(st));
-	sqlite3_reset(st);
-	sqlite3_clear_bindings(st);
-	return rc == SQLITE_DONE || rc == SQLITE_ROW ? 0 : -1;
-}
 
 /* A statement with up to three texts as its parameters. */
 int
 store_run_text(struct store *s, int which, const char *a, const char *b, const char *c)
 {
 	const char *const texts[] = {a, b, c};
-	sqlite3_stmt *st = store_prepared(s, which);
+	sqlite3_stmt *st = dbfile_statement(&s->file, which);
 	int i;
 
 	if (st == NULL)
 		return -1;
 	for (i = 0; i < 3 && texts[i] != NULL; i++)
 		sqlite3_bind_text(st, i + 1, texts[i], -1, SQLITE_STATIC);
-	return run(s, st);
+	return dbfile_run(&s->file, st);
 }
 
 static int
 run_number(struct store *s, int which, int64_t n)
 {
-	sqlite3_stmt *st = store_prepared(s, which);
+	sqlite3_stmt *st = dbfile_statement(&s->file, which);
 
 	if (st == NULL)
 		return -1;
 	sqlite3_bind_int64(st, 1, n);
-	return run(s, st);
+	return dbfile_run(&s->file, st);
 }
 
-/* A transaction that has failed leaves nothing behind. Returns -1 for it. */
+/* Returns -1. */
 static int
 undo(struct store *s)
 {
-	char why[sizeof(s->why)];
-
-	memcpy(why, s->why, sizeof(why));
 	s->reuses_ids = -1;
-	if (!sqlite3_get_autocommit(s->db))
-		store_run_text(s, STORE_ROLLBACK, NULL, NULL, NULL);
-	memcpy(s->why, why, sizeof(why));
-	return -1;
+	return dbfile_undo(&s->file);
 }
 
 /* Good until a text of another key is put there. */
 void
 store_get(struct store *s, const char *key, char *out, size_t size)
 {
-	sqlite3_stmt *st = store_prepared(s, STORE_META_GET);
+	sqlite3_stmt *st = dbfile_statement(&s->file, STORE_META_GET);
 
 	*out = '\0';
 	if (st == NULL)
@@ -132,8 +95,8 @@ store_get(struct store *s, const char *key, char *out, size_t size)
 int
 store_sync(struct store *s)
 {
-	if (sqlite3_exec(s->db, "PRAGMA synchronous = FULL", NULL, NULL, NULL) != SQLITE_OK)
-		return failed(s, "PRAGMA synchronous");
+	if (sqlite3_exec(s->file.db, "PRAGMA synchronous = FULL", NULL, NULL, NULL) != SQLITE_OK)
+		return dbfile_failed(&s->file, "PRAGMA synchronous");
 	return store_run_text(s, STORE_META_PUT, STORE_BOOT, STORE_SYNCED, NULL);
 }
 
@@ -143,7 +106,7 @@ store_sync(struct store *s)
 static void
 give_list_up(struct store *s)
 {
-	log_warn("state_outdated", LOG_S("state_dir", s->dir),
+	log_warn("state_outdated", LOG_S("state_dir", s->file.dir),
 	    LOG_S("reason",
 		"the machine has been started anew, and the list of messages that the broker may "
 		"send again was not synced before"),
@@ -165,19 +128,20 @@ store_load(struct store *s, struct resume *r)
 	r->reuses_ids = strcmp(value, "1") == 0;
 	if (s->outdated)
 		give_list_up(s);
-	if (sqlite3_prepare_v2(s->db, "SELECT first, entries FROM unacknowledged ORDER BY block",
-		-1, &st, NULL) != SQLITE_OK)
-		return failed(s, "reading the list");
+	if (sqlite3_prepare_v2(s->file.db,
+		"SELECT first, entries FROM unacknowledged ORDER BY block", -1, &st,
+		NULL) != SQLITE_OK)
+		return dbfile_failed(&s->file, "reading the list");
 	while ((rc = sqlite3_step(st)) == SQLITE_ROW) {
 		if (resume_load(r, (uint64_t)sqlite3_column_int64(st, 0),
 			sqlite3_column_blob(st, 1),
 			(size_t)sqlite3_column_bytes(st, 1) / sizeof(struct resume_entry)) == -1) {
-			snprintf(s->why, sizeof(s->why), "%s", strerror(errno));
+			snprintf(s->file.why, sizeof(s->file.why), "%s", strerror(errno));
 			break;
 		}
 	}
 	if (rc != SQLITE_DONE && rc != SQLITE_ROW)
-		failed(s, "reading the list");
+		dbfile_failed(&s->file, "reading the list");
 	sqlite3_finalize(st);
 	return rc == SQLITE_DONE ? 0 : -1;
 }
@@ -186,7 +150,7 @@ static int
 put_block(struct store *s, const struct resume *r, uint64_t block)
 {
 	struct resume_entry entries[STORE_BLOCK];
-	sqlite3_stmt *st = store_prepared(s, STORE_BLOCK_PUT);
+	sqlite3_stmt *st = dbfile_statement(&s->file, STORE_BLOCK_PUT);
 	uint64_t from = block * STORE_BLOCK, to = from + STORE_BLOCK, at;
 
 	if (st == NULL)
@@ -198,7 +162,7 @@ put_block(struct store *s, const struct resume *r, uint64_t block)
 	sqlite3_bind_int64(st, 1, (int64_t)block);
 	sqlite3_bind_int64(st, 2, (int64_t)from);
 	sqlite3_bind_blob(st, 3, entries, (int)((to - from) * sizeof(entries[0])), SQLITE_STATIC);
-	return run(s, st);
+	return dbfile_run(&s->file, st);
 }
 
 static int
@@ -262,7 +226,7 @@ int
 store_save(struct store *s, struct resume *r)
 {
 	if (FAILPOINT("after_read_before_note")) {
-		snprintf(s->why, sizeof(s->why), "failpoint");
+		snprintf(s->file.why, sizeof(s->file.why), "failpoint");
 		return -1;
 	}
 	return transaction(s, r, NULL);
@@ -285,7 +249,7 @@ int
 store_begin_stream(struct store *s, const char *stream, struct resume *r)
 {
 	if (FAILPOINT("after_close_before_note")) {
-		snprintf(s->why, sizeof(s->why), "failpoint");
+		snprintf(s->file.why, sizeof(s->file.why), "failpoint");
 		return -1;
 	}
 	return transaction(s, r, stream);
@@ -311,7 +275,7 @@ store_forget_stream(struct store *s, const char *stream)
 int
 store_next_past(struct store *s, const char *own, char stream[STORE_STREAM_LENGTH + 1])
 {
-	sqlite3_stmt *st = store_prepared(s, STORE_STREAM_PAST);
+	sqlite3_stmt *st = dbfile_statement(&s->file, STORE_STREAM_PAST);
 	int found;
 
 	if (st == NULL)

@@ -3,6 +3,7 @@
 
 #include <stdbool.h>
 
+#include "dbfile.h"
 #include "resume.h"
 
 #define STORE_STREAM_LENGTH 36
@@ -17,16 +18,13 @@ struct store_session {
 
 /* state.db, which only this process has open. */
 struct store {
-	void *db;
-	void *statements[20];
-	const char *dir;
+	struct dbfile file;
 	char live[STORE_STREAM_LENGTH + 1]; /* the stream of the list's live entries, or empty */
 	char database[64];                  /* where that stream was written, or empty */
 	bool outdated; /* the machine has been started anew since it was written, and it was not
 			  synced */
 	struct store_session session;
 	int reuses_ids; /* as it is written there, -1 if that is not known */
-	char why[256];  /* of the last failure */
 };
 
 int store_open(struct store *, const char *dir);

@@ -3,7 +3,6 @@
 
 /* What store.c and store_open.c have of each other: the statements. */
 
-#include <sqlite3.h>
 #include <stddef.h>
 
 #include "store.h"
@@ -18,7 +17,6 @@
 enum store_statement {
 	STORE_BEGIN,
 	STORE_COMMIT,
-	STORE_ROLLBACK,
 	STORE_BLOCK_PUT,
 	STORE_BLOCKS_DELETE_BEFORE,
 	STORE_BLOCKS_DELETE_FROM,
@@ -36,8 +34,8 @@ enum store_statement {
 	STORE_STATEMENTS,
 };
 
-/* NULL with the reason in why. */
-sqlite3_stmt *store_prepared(struct store *, int which);
+extern const char *const store_sql[STORE_STATEMENTS];
+
 /* The value of a key, into out; empty if there is none. */
 void store_get(struct store *, const char *key, char *out, size_t size);
 /* A statement with up to three texts as its parameters. Returns -1 with the reason in why. */

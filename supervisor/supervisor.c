@@ -223,7 +223,7 @@ open_state(struct service *s)
 		return rc;
 	if (store_load(&s->store, &s->resume) == -1) {
 		log_error("state_dir_unusable", LOG_S("state_dir", s->cfg->state_dir),
-		    LOG_S("reason", s->store.why), LOG_S("next", "giving up"));
+		    LOG_S("reason", s->store.file.why), LOG_S("next", "giving up"));
 		return EX_CANTCREAT;
 	}
 	if (mqtt_init(&s->mqtt, s->cfg, &s->store, &s->resume, s->now + WRITERS_FIRST) == -1) {

@@ -22,32 +22,16 @@
 #include "log.h"
 #include "mqtt_connect.h"
 #include "mqtt_events.h"
+#include "mqtt_leave.h"
 #include "mqtt_subscribe.h"
 #include "mqtt_wire.h"
 
-#define LEAVE_TIMEOUT CLOCK_SECOND
 /*
  * Packets read in one turn of the loop, before the writers get their records. Fewer make many small
  * transactions out of a window of 500, which costs a quarter of the rate where a commit takes 2 ms.
  */
 #define READ_BURST 1024
-/*
- * A filter that nobody has: its UNSUBSCRIBE changes nothing, must be answered nevertheless
- * [MQTT-3.10.4-5], and is read by the broker behind the PUBACKs in front of it. A PINGREQ would do
- * as well, but libmosquitto has no callback for its answer.
- */
-#define BARRIER_FILTER "$ingestd/acknowledged"
-
 /* ---- reading and writing ---- */
-
-/* Asks whether the broker has got the acknowledgements that stand in front of the question. */
-static void
-ask_for_proof(struct mqtt *m)
-{
-	if (resume_should_ask(m->resume, m->now) &&
-	    mosquitto_unsubscribe(m->mosq, &m->barrier_mid, BARRIER_FILTER) == MOSQ_ERR_SUCCESS)
-		resume_ask(m->resume, m->now);
-}
 
 /* Writes out libmosquitto's whole queue, PUBACKs and all. Only gate_may_flush() may let it. */
 static void
@@ -59,8 +43,8 @@ flush(struct mqtt *m)
 		mqtt_lose(m, MOSQ_ERR_CONN_LOST);
 		return;
 	}
-	if (!m->gate.flushing)
-		ask_for_proof(m);
+	if (!m->gate.flushing && resume_should_ask(m->resume, m->now))
+		mqtt_ask_for_proof(m);
 	/* From here on an acknowledgement may have left, whatever becomes of the rest. */
 	resume_flushed(m->resume);
 	mqtt_wire_cork(fd, 1);
@@ -159,100 +143,12 @@ keep_alive(struct mqtt *m, const struct gate_view *view)
 	if (m->now >= m->resubscribe_at)
 		mqtt_subscribe(m);
 	/* The acknowledgements that no other question has followed. */
-	ask_for_proof(m);
+	if (resume_should_ask(m->resume, m->now))
+		mqtt_ask_for_proof(m);
 	errno = 0;
 	rc = mosquitto_loop_misc(m->mosq);
 	if (rc != MOSQ_ERR_SUCCESS || m->lost)
 		mqtt_lose(m, rc);
-}
-
-/* ---- leaving ---- */
-
-/* No more messages are read from now on; acknowledgements may still go out. */
-void
-mqtt_close_intake(struct mqtt *m)
-{
-	m->intake_closed = true;
-	m->reading = false;
-}
-
-/* Ends without another byte: what is held stays with the broker, which will send it again. */
-void
-mqtt_abandon(struct mqtt *m)
-{
-	mqtt_forget_connection(m);
-	resolve_cancel(&m->dialer.resolve);
-	if (m->drain_fd != -1)
-		close(m->drain_fd);
-	m->drain_fd = -1;
-	m->state = MQTT_CLOSED;
-}
-
-static void
-send_disconnect(struct mqtt *m)
-{
-	int rc = mosquitto_loop_write(m->mosq, 1);
-
-	/* Its socket is closed as soon as DISCONNECT is written; the copy lives on. */
-	if (!m->lost && rc == MOSQ_ERR_SUCCESS && mosquitto_want_write(m->mosq))
-		return;
-	if (rc != MOSQ_ERR_SUCCESS) {
-		mqtt_abandon(m);
-		return;
-	}
-	mosquitto_destroy(m->mosq);
-	m->mosq = NULL;
-	shutdown(m->drain_fd, SHUT_WR);
-}
-
-/*
- * DISCONNECT, then the broker's end of file for at most a second: closing a socket with unread
- * input sends a reset, and the broker might not get the last PUBACKs. Only when nothing is held and
- * nothing in flight.
- */
-void
-mqtt_leave(struct mqtt *m, int64_t now)
-{
-	if (m->state != MQTT_OPEN) {
-		mqtt_abandon(m);
-		return;
-	}
-	if (FAILPOINT("before_disconnect")) {
-		mqtt_abandon(m);
-		return;
-	}
-	m->drain_fd = fcntl(mosquitto_socket(m->mosq), F_DUPFD_CLOEXEC, 3);
-	m->state = MQTT_LEAVING;
-	m->deadline = now + LEAVE_TIMEOUT;
-	if (m->drain_fd == -1 || mosquitto_disconnect_v5(m->mosq, 0, NULL) != MOSQ_ERR_SUCCESS) {
-		mqtt_abandon(m);
-		return;
-	}
-	send_disconnect(m);
-}
-
-static void
-go_on_leaving(struct mqtt *m)
-{
-	static char ignored[64 * 1024];
-	ssize_t n;
-
-	if (m->mosq != NULL) {
-		send_disconnect(m);
-		return;
-	}
-	n = recv(m->drain_fd, ignored, sizeof(ignored), MSG_DONTWAIT);
-	if (n == 0 && FAILPOINT("after_disconnect")) {
-		mqtt_abandon(m);
-		return;
-	}
-	/* The broker has got DISCONNECT, and so all acknowledgements before it. */
-	if (n == 0 && mqtt_wire_is_taken(m->drain_fd)) {
-		resume_ask(m->resume, m->now);
-		resume_proven(m->resume);
-	}
-	if (n == 0 || (n == -1 && errno != EAGAIN && errno != EINTR))
-		mqtt_abandon(m);
 }
 
 /* ---- the loop's hooks ---- */
@@ -279,9 +175,9 @@ mqtt_prepare(struct mqtt *m, struct pollfd *p, const struct gate_view *view)
 		p->events =
 		    (short)((m->reading ? POLLIN : POLLRDHUP) | (m->gate.flushing ? POLLOUT : 0));
 		break;
+	case MQTT_PARTING:
 	case MQTT_LEAVING:
-		p->fd = m->drain_fd;
-		p->events = m->mosq != NULL ? POLLOUT : POLLIN;
+		mqtt_leave_prepare(m, p);
 		break;
 	case MQTT_CLOSED:
 		break;
@@ -332,11 +228,9 @@ mqtt_dispatch(struct mqtt *m, short revents, const struct gate_view *view)
 		if (m->state == MQTT_OPEN)
 			keep_alive(m, view);
 		break;
+	case MQTT_PARTING:
 	case MQTT_LEAVING:
-		if (revents != 0)
-			go_on_leaving(m);
-		if (m->state == MQTT_LEAVING && m->now >= m->deadline)
-			mqtt_abandon(m);
+		mqtt_leave_dispatch(m, revents);
 		break;
 	case MQTT_CLOSED:
 		break;
@@ -363,6 +257,7 @@ mqtt_deadline(const struct mqtt *m)
 	case MQTT_WAITING:
 		return m->on_hold ? CLOCK_NEVER : dialer_deadline(&m->dialer);
 	case MQTT_CONNECTING:
+	case MQTT_PARTING:
 	case MQTT_LEAVING:
 		return m->deadline;
 	case MQTT_OPEN:
@@ -377,7 +272,7 @@ mqtt_deadline(const struct mqtt *m)
 uint64_t
 mqtt_unacknowledged(const struct mqtt *m)
 {
-	if (m->state != MQTT_OPEN && m->state != MQTT_LEAVING)
+	if (m->state != MQTT_OPEN && m->state != MQTT_PARTING && m->state != MQTT_LEAVING)
 		return m->unacknowledged;
 	return m->gate.held + resume_outstanding(m->resume);
 }

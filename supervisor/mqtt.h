@@ -18,6 +18,7 @@ enum mqtt_state {
 	MQTT_WAITING,    /* for the time or the address of the next attempt */
 	MQTT_CONNECTING, /* TCP, TLS, CONNECT, up to CONNACK */
 	MQTT_OPEN,
+	MQTT_PARTING, /* the broker is asked whether it has all acknowledgements */
 	MQTT_LEAVING, /* DISCONNECT is on its way, then the broker's end of file */
 	MQTT_CLOSED,  /* for good */
 };
@@ -53,6 +54,7 @@ struct mqtt {
 	bool lost;          /* a callback saw the end of the connection */
 	bool refused;       /* the last CONNACK said no */
 	bool full;          /* the receiver wants a pause */
+	uint64_t declined;  /* messages that came while parting */
 	bool intake_closed; /* stopping: read no more */
 	bool on_hold;       /* not to be connected for now */
 	bool listening;     /* to libmosquitto's log, which alone tells of DUP */

@@ -105,7 +105,7 @@ mqtt_forget_connection(struct mqtt *m)
 	if (m->mosq != NULL)
 		mosquitto_destroy(m->mosq);
 	m->mosq = NULL;
-	if (m->state == MQTT_OPEN || m->state == MQTT_LEAVING)
+	if (m->state == MQTT_OPEN || m->state == MQTT_PARTING || m->state == MQTT_LEAVING)
 		m->unacknowledged = m->gate.held + resume_outstanding(m->resume);
 	gate_reset(&m->gate);
 	m->lost = m->full = m->tcp_up = false;

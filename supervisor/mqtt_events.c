@@ -233,6 +233,11 @@ on_message(struct mosquitto *mosq, void *arg, const struct mosquitto_message *ms
 	size_t size = (size_t)msg->payloadlen;
 
 	(void)mosq;
+	if (m->state == MQTT_PARTING) {
+		m->declined++;
+		errno = 0;
+		return;
+	}
 	r.time = clock_realtime();
 	r.topic = text_from(msg->topic);
 	r.payload_size = size;

@@ -21,6 +21,12 @@
 
 #define RESUBSCRIBE_AFTER (60 * CLOCK_SECOND)
 #define SUBOPT_RETAIN_NEW 0x10
+/*
+ * A filter that nobody has: its UNSUBSCRIBE changes nothing, must be answered nevertheless
+ * [MQTT-3.10.4-5], and is read by the broker behind the PUBACKs in front of it. A PINGREQ would do
+ * as well, but libmosquitto has no callback for its answer.
+ */
+#define BARRIER_FILTER "$ingestd/acknowledged"
 
 /* ---- the note ---- */
 
@@ -221,6 +227,14 @@ on_suback(struct mosquitto *mosq, void *arg, int mid, int n, const int *granted,
 	if (m->subscribed && !before && m->gone_count == 0)
 		save_note(m, false);
 	errno = 0;
+}
+
+/* Asks whether the broker has got the acknowledgements that stand in front of the question. */
+void
+mqtt_ask_for_proof(struct mqtt *m)
+{
+	if (mosquitto_unsubscribe(m->mosq, &m->barrier_mid, BARRIER_FILTER) == MOSQ_ERR_SUCCESS)
+		resume_ask(m->resume, m->now);
 }
 
 static void

@@ -1,18 +1,16 @@
 /*
- * What passes libmosquitto by on its own socket: socket options, and PINGREQ while the gate is
- * shut.
+ * What passes libmosquitto by on its own socket: socket options, PINGREQ while the gate is shut,
+ * and DISCONNECT when it is not to open any more.
  *
  * Must never write while libmosquitto's queue is half written, nor read a single byte.
  */
 #include "mqtt_wire.h"
 
 #include <fcntl.h>
-#include <linux/sockios.h>
 #include <mosquitto.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <openssl/ssl.h>
-#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 /* Unanswered bytes for so long, and the connection is dead: well before the broker's 1.5 × 60 s. */
@@ -66,13 +64,12 @@ mqtt_wire_acknowledge(int fd)
 	setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof(on));
 }
 
-/* True when the peer has all that was written: tcp(7), SIOCOUTQ. */
-bool
-mqtt_wire_is_taken(int fd)
+static ssize_t
+write_past(struct mqtt *m, const uint8_t *p, int n)
 {
-	int waiting;
-
-	return ioctl(fd, SIOCOUTQ, &waiting) == 0 && waiting == 0;
+	if (m->cfg->url.tls)
+		return SSL_write(mosquitto_ssl_get(m->mosq), p, n);
+	return send(mosquitto_socket(m->mosq), p, (size_t)n, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
 /*
@@ -89,14 +86,24 @@ mqtt_wire_ping(struct mqtt *m)
 
 	if (m->ping_left == 0)
 		m->ping_left = sizeof(pingreq);
-	if (m->cfg->url.tls)
-		/* OpenSSL wants an unfinished write repeated from its start. */
-		n = SSL_write(mosquitto_ssl_get(m->mosq), pingreq, sizeof(pingreq));
-	else
-		n = send(mosquitto_socket(m->mosq), pingreq + sizeof(pingreq) - m->ping_left,
-		    (size_t)m->ping_left, MSG_NOSIGNAL | MSG_DONTWAIT);
+	/* OpenSSL wants an unfinished write repeated from its start. */
+	n = m->cfg->url.tls ? write_past(m, pingreq, sizeof(pingreq))
+			    : write_past(m, pingreq + sizeof(pingreq) - m->ping_left, m->ping_left);
 	if (n > 0)
 		m->ping_left -= (int)n;
 	if (m->ping_left == 0)
 		m->last_out = m->now;
+}
+
+/*
+ * DISCONNECT past the queue, in which acknowledgements stand that must not go out. A socket that
+ * does not take these two bytes is closed without them, which costs a line in the broker's log.
+ */
+void
+mqtt_wire_disconnect(struct mqtt *m)
+{
+	static const uint8_t disconnect[] = {0xe0, 0x00};
+
+	if (m->ping_left == 0)
+		(void)write_past(m, disconnect, sizeof(disconnect));
 }

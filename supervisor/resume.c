@@ -351,13 +351,18 @@ resume_flushed(struct resume *r)
 	r->acked = r->phase == RESUME_PLAIN ? r->tail : r->cursor;
 }
 
+/* Has something been read of which the broker has not shown that it got the acknowledgement? */
+bool
+resume_unproven(const struct resume *r)
+{
+	return (r->phase == RESUME_PLAIN ? r->tail : r->cursor) > r->head;
+}
+
 /* Is the broker to be asked whether it has got the acknowledgements that are about to go out? */
 bool
 resume_should_ask(const struct resume *r, int64_t now)
 {
-	uint64_t read = r->phase == RESUME_PLAIN ? r->tail : r->cursor;
-
-	return !r->asking && read > r->head && now - r->asked_at >= ASK_INTERVAL;
+	return !r->asking && resume_unproven(r) && now - r->asked_at >= ASK_INTERVAL;
 }
 
 /* The question goes out behind the acknowledgements of all that has been read. */

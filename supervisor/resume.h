@@ -82,6 +82,7 @@ void resume_update(struct resume *, uint64_t position, uint64_t seq, uint8_t lan
 struct resume_entry *resume_at(const struct resume *, uint64_t position);
 uint64_t resume_outstanding(const struct resume *);
 void resume_flushed(struct resume *);
+bool resume_unproven(const struct resume *);
 bool resume_should_ask(const struct resume *, int64_t now);
 void resume_ask(struct resume *, int64_t now);
 void resume_proven(struct resume *);

@@ -156,7 +156,8 @@ next_deadline(const struct service *s)
 		at = other < at ? other : at;
 	}
 	/* Once the broker is being left, that has a deadline of its own. */
-	if (s->state != STATE_RUN && s->mqtt.state != MQTT_LEAVING)
+	if (s->state != STATE_RUN && s->mqtt.state != MQTT_PARTING &&
+	    s->mqtt.state != MQTT_LEAVING)
 		at = s->deadline < at ? s->deadline : at;
 	/* The kernel tells nobody that a reader has emptied a socket: look again soon. */
 	if (s->state == STATE_DRAIN || s->state == STATE_FLUSH)

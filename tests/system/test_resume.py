@@ -1121,3 +1121,47 @@ def test_that_a_broker_gives_out_the_lowest_free_id_is_still_known_after_a_kill(
     runs.send((1, 2, True))
     runs.database.wait_for_rows(3)
     assert runs.count() == {1: 1, 2: 2}
+
+
+def test_the_end_of_a_connection_is_no_proof_that_a_stop_has_handed_its_acknowledgements_over(table, ingestd):
+    """A proxy ends it as well, when its broker has died with the acknowledgements that it was to get."""
+    broker = FakeBroker()
+    options = {"broker": broker.url, "writers": 1, "client_id": "odd"}
+    daemon = ingestd(**options)
+    broker.accept()
+    broker.send(packet("t/x", b'{"n": 1}', 1) + packet("t/x", b'{"n": 2}', 2))
+    table.wait_for_rows(2)
+    daemon.process.send_signal(signal.SIGTERM)
+    assert broker.acknowledged(0.5, answer=False) == [1, 2]
+    broker.client.close()
+    assert daemon.process.wait(20) == 0
+    daemon = ingestd(**options)
+    broker.accept(session_present=True)
+    broker.send(packet("t/x", b'{"n": 1}', 1, True) + packet("t/x", b'{"n": 2}', 2, True)
+                + packet("t/x", b'{"n": 3}', 3))
+    table.wait_for_rows(3)
+    assert daemon.wait_log("session_resumed")["recognised"] == "2"
+    assert broker.acknowledged(0.5) == [1, 2, 3]
+    assert daemon.stop() == 0
+    assert sorted(stored(table)) == [1, 2, 3]
+    broker.client.close()
+    broker.close()
+
+
+def test_what_comes_in_front_of_the_brokers_last_word_stays_with_the_broker(table, ingestd):
+    broker = FakeBroker()
+    daemon = ingestd(broker=broker.url, writers=1, client_id="odd")
+    broker.accept()
+    broker.send(packet("t/x", b'{"n": 1}', 1))
+    table.wait_for_rows(1)
+    # The question of the stop, not the one that goes with the acknowledgement.
+    assert broker.acknowledged(0.5, answer=False) == [1]
+    daemon.process.send_signal(signal.SIGTERM)
+    question = broker.packet(10)
+    assert question[0] >> 4 == 10
+    broker.send(packet("t/x", b'{"n": 2}', 2) + b"\xb0\x04" + question[2:4] + b"\0\x11")
+    assert broker.packet(10)[0] >> 4 == 14, "DISCONNECT, and no PUBACK before it"
+    broker.client.close()
+    assert daemon.process.wait(20) == 0
+    assert sorted(stored(table)) == [1]
+    broker.close()

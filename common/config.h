@@ -34,6 +34,8 @@ struct config {
 	int64_t queue_limit;
 	int64_t queue_bytes;
 	int64_t payload_limit;
+	int64_t spool_after;
+	int64_t spool_limit;
 	int64_t receive_maximum;
 	int64_t ack_interval;
 	int64_t drain_timeout;

@@ -129,6 +129,58 @@ backlog_append(struct backlog *b, const struct record *r)
 	return 0;
 }
 
+/* The same with its n encoded bytes at hand. */
+int
+backlog_append_encoded(struct backlog *b, const struct record *r, const uint8_t *bytes, size_t n)
+{
+	struct backlog_chunk *c;
+
+	if (b->count == b->capacity && ring_grow(b) == -1)
+		return -1;
+	c = chunk_for(b, n);
+	if (c == NULL || buffer_append(&c->bytes, bytes, n) == -1)
+		return -1;
+	b->count++;
+	*entry(b, b->count - 1) =
+	    (struct backlog_entry){.seq = r->seq, .length = (uint32_t)n, .qos = r->qos};
+	b->bytes += n;
+	return 0;
+}
+
+/* The seq of the i-th record. */
+uint64_t
+backlog_seq(const struct backlog *b, size_t i)
+{
+	return entry(b, i)->seq;
+}
+
+/*
+ * Appends to out the encoded records from the given one on, as long as they fit into most bytes,
+ * but one at least. Returns how many; 0 if there are none or memory is short. Linear.
+ */
+size_t
+backlog_copy(const struct backlog *b, size_t from, size_t most, struct buffer *out)
+{
+	const struct backlog_chunk *c = b->first;
+	size_t skip = 0, n = 0, bytes = 0, i, step;
+
+	for (i = 0; i < from; i++)
+		skip += entry(b, i)->length;
+	for (; i < b->count && (n == 0 || bytes + entry(b, i)->length <= most); i++, n++)
+		bytes += entry(b, i)->length;
+	if (buffer_reserve(out, bytes) == -1)
+		return 0;
+	for (; bytes > 0; c = c->next, skip -= step) {
+		step = buffer_size(&c->bytes) < skip ? buffer_size(&c->bytes) : skip;
+		if (buffer_size(&c->bytes) == step)
+			continue;
+		i = buffer_size(&c->bytes) - step < bytes ? buffer_size(&c->bytes) - step : bytes;
+		buffer_append(out, buffer_head(&c->bytes) + step, i);
+		bytes -= i;
+	}
+	return n;
+}
+
 /* Fills at most n parts with bytes that are not yet written; returns how many. */
 int
 backlog_unsent(const struct backlog *b, struct iovec *iov, int n)

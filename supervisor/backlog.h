@@ -8,6 +8,7 @@
 #include "message.h"
 
 struct backlog_chunk;
+struct buffer;
 
 /* A record that is not yet durable: its number and the length of its encoded message. */
 struct backlog_entry {
@@ -34,6 +35,9 @@ struct backlog {
 void backlog_init(struct backlog *);
 void backlog_free(struct backlog *);
 int backlog_append(struct backlog *, const struct record *);
+int backlog_append_encoded(struct backlog *, const struct record *, const uint8_t *, size_t);
+size_t backlog_copy(const struct backlog *, size_t from, size_t most, struct buffer *);
+uint64_t backlog_seq(const struct backlog *, size_t);
 int backlog_unsent(const struct backlog *, struct iovec *, int);
 void backlog_mark_sent(struct backlog *, size_t);
 int64_t backlog_durable(struct backlog *, uint64_t);

@@ -36,6 +36,8 @@ gate_reason(const struct gate *g, const struct gate_view *v)
 		return "acknowledgements are being sent";
 	if (v->stuck)
 		return "the state directory cannot be written";
+	if (v->spool_full)
+		return "the spool is full (--spool-limit)";
 	if (!v->room)
 		return "the backlog is full (--queue-limit, --queue-bytes)";
 	if (g->held >= g->window)

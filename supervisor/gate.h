@@ -18,6 +18,7 @@ struct gate_view {
 	uint64_t in_flight; /* records that are not durable */
 	bool room;          /* the backlog is within its limits */
 	bool stuck;         /* what was read cannot be noted in the state directory */
+	bool spool_full;    /* more than the spool takes */
 	int64_t now;
 };
 

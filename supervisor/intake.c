@@ -40,24 +40,28 @@ intake_totals(const struct service *s)
 struct gate_view
 intake_view(const struct service *s)
 {
-	struct gate_view v = {.now = s->now, .stuck = s->save_failed != 0};
+	struct gate_view v = {
+	    .now = s->now,
+	    .stuck = s->save_failed != 0 || (s->spool_failed != 0 && spooling_any(s)),
+	    .spool_full = spooling_full(s),
+	};
 	uint64_t bytes = 0;
 	int i;
 
 	for (i = 0; i < s->lane_count; i++) {
-		v.in_flight += s->lanes[i].backlog.count;
-		bytes += s->lanes[i].backlog.bytes;
+		v.in_flight += lane_in_flight(&s->lanes[i]);
+		bytes += s->lanes[i].backlog.bytes + buffer_size(&s->lanes[i].spool.pending);
 	}
 	v.room =
 	    v.in_flight < (uint64_t)s->cfg->queue_limit && bytes < (uint64_t)s->cfg->queue_bytes;
 	return v;
 }
 
-/* Messages that this run has taken and not handed back. */
+/* Messages that this run has taken and not handed back, and what it has found in the spool. */
 uint64_t
 intake_received(const struct service *s)
 {
-	return s->seq - s->handed_back;
+	return s->seq - s->seq_base - s->handed_back + s->spool_found;
 }
 
 /* ---- taking ---- */
@@ -68,6 +72,17 @@ no_memory(const struct record *r)
 	log_error("record_not_taken", LOG_ERRNO(errno), LOG_U("payload_bytes", r->payload_size),
 	    LOG_S("next", "dropping the connection, so that the broker sends it again"));
 	return MQTT_NO_MEMORY;
+}
+
+/* Into the backlog, or behind what the spool holds of the lane. */
+static int
+take(struct service *s, struct lane *l, const struct record *r)
+{
+	if (l->spool.on)
+		return spooling_put(s, l, r);
+	if (l->backlog.count == 0)
+		l->spool.progress_at = s->now;
+	return backlog_append(&l->backlog, r);
 }
 
 /* A message becomes a record: of the lane of its topic, so that the order of a topic holds. */
@@ -86,7 +101,7 @@ intake_receive(void *arg, struct record *r, const struct mqtt_identity *id)
 	if (verdict == RESUME_KNOWN)
 		return FAILPOINT("after_recognised") ? MQTT_NO_MEMORY : MQTT_TAKEN;
 	entry.seq = r->seq = s->seq + 1;
-	if (backlog_append(&s->lanes[lane].backlog, r) == -1)
+	if (take(s, &s->lanes[lane], r) == -1)
 		return no_memory(r);
 	s->seq++;
 	/* Not before it is in the backlog: what is in the list and nowhere else would be lost. */
@@ -94,7 +109,8 @@ intake_receive(void *arg, struct record *r, const struct mqtt_identity *id)
 		resume_update(&s->resume, position, r->seq, (uint8_t)lane);
 	else if (r->qos > 0 && resume_note(&s->resume, &entry) == -1)
 		return no_memory(r);
-	return intake_view(s).room ? MQTT_TAKEN : MQTT_TAKEN_FULL;
+	return intake_view(s).room && spooling_may_grow(&s->lanes[lane]) ? MQTT_TAKEN
+									 : MQTT_TAKEN_FULL;
 }
 
 /* ---- noting ---- */
@@ -172,6 +188,9 @@ intake_hand_back(struct service *s)
 	int i;
 
 	for (i = 0; i < s->lane_count; i++) {
+		/* What is in the spool has been acknowledged, and is ours to deliver. */
+		if (s->lanes[i].spool.on)
+			continue;
 		lost += backlog_count_qos(&s->lanes[i].backlog, 0);
 		s->handed_back += s->lanes[i].backlog.count;
 		backlog_discard(&s->lanes[i].backlog);

@@ -41,6 +41,14 @@ lane_free(struct lane *l)
 {
 	channel_close(&l->channel);
 	backlog_free(&l->backlog);
+	buffer_free(&l->spool.pending);
+}
+
+/* Records that are not durable: neither committed nor in the spool. */
+uint64_t
+lane_in_flight(const struct lane *l)
+{
+	return l->backlog.count - l->spool.in_backlog + l->spool.pending_count;
 }
 
 static int
@@ -215,6 +223,10 @@ lane_ask(struct lane *l, enum message_type type, const char *stream, int64_t now
 bool
 lane_handed_over(const struct lane *l)
 {
+	/* What is in the spool need not wait for a database that does not answer. */
+	if (l->spool.on && lane_in_flight(l) == 0 &&
+	    (l->state != LANE_READY || l->trouble_since != 0))
+		return true;
 	return l->backlog.sent == l->backlog.count &&
 	    (l->backlog.count == 0 || (l->channel.fd != -1 && channel_taken(&l->channel)));
 }
@@ -306,14 +318,19 @@ lane_died(struct lane *l, int status, bool ending, int64_t now)
 	if (v.action == POLICY_STOP_SERVICE)
 		log_death(l, pid, status, "stopping: no respawn can mend the configuration", 0);
 	else if (l->killed)
-		log_death(l, pid, status, "none: this stop has killed it", 0);
-	else if (ending && l->backlog.count == 0)
-		log_death(l, pid, status, "none: it held nothing", 0);
+		log_death(l, pid, status,
+		    lane_in_flight(l) > 0 ? "none: this stop has killed it"
+					  : "none: this stop has killed it; what it held is in the "
+					    "spool",
+		    0);
+	else if (ending && lane_in_flight(l) == 0)
+		log_death(l, pid, status, "none: nothing depends on it", 0);
 	else
 		log_death(
 		    l, pid, status, "respawned; its unconfirmed records are sent again", v.delay);
-	l->state = v.action == POLICY_STOP_SERVICE || (ending && l->backlog.count == 0) ? LANE_DONE
-											: LANE_DOWN;
+	l->state = v.action == POLICY_STOP_SERVICE || (ending && lane_in_flight(l) == 0)
+	    ? LANE_DONE
+	    : LANE_DOWN;
 	return v.action == POLICY_STOP_SERVICE ? WEXITSTATUS(status) : 0;
 }
 

@@ -7,6 +7,7 @@
 #include <sys/types.h>
 
 #include "backlog.h"
+#include "buffer.h"
 #include "channel.h"
 #include "config.h"
 
@@ -40,12 +41,30 @@ struct lane_totals {
 	uint64_t batches;
 };
 
+/*
+ * What of a lane is in the spool. Its records stand in this order: those in the backlog that are in
+ * the spool as well (in_backlog), then either more of the backlog, or what is in the spool alone
+ * and then what is pending.
+ */
+struct lane_spool {
+	bool on;               /* new records go to the spool's tail, not to the backlog */
+	struct buffer pending; /* encoded, and not yet in the spool */
+	uint64_t pending_count, pending_first, pending_last;
+	uint64_t count;      /* records in the spool that are not known to be committed */
+	uint64_t in_backlog; /* so many of the backlog's first */
+	uint64_t loaded;     /* up to this seq the spool is in the backlog, or was */
+	uint64_t tail;       /* the last seq in the spool */
+	bool removable;      /* there are rows that are committed */
+	int64_t progress_at; /* the last commit, or when the backlog got its first record */
+};
+
 struct lane {
 	int index;
 	const struct config *cfg;
 	const struct lane_owner *owner;
 	enum lane_state state;
 	struct backlog backlog;
+	struct lane_spool spool;
 	struct channel channel;
 	pid_t pid;
 	int64_t ready_at;  /* when READY came */
@@ -85,6 +104,7 @@ int lane_died(struct lane *, int, bool, int64_t);
 void lane_check(struct lane *, int64_t);
 int64_t lane_deadline(const struct lane *);
 bool lane_handed_over(const struct lane *);
+uint64_t lane_in_flight(const struct lane *);
 void lane_free(struct lane *);
 
 /* lane.c and lane_hear.c of each other */

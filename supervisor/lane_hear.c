@@ -70,8 +70,15 @@ trouble_over(struct lane *l, int64_t now)
 
 /* n records have become durable, dead of them as dead letters. */
 static void
-count_durable(struct lane *l, uint64_t n, uint64_t dead)
+count_durable(struct lane *l, uint64_t n, uint64_t dead, int64_t now)
 {
+	struct lane_spool *sp = &l->spool;
+	uint64_t spooled = n < sp->in_backlog ? n : sp->in_backlog;
+
+	sp->in_backlog -= spooled;
+	sp->count -= spooled;
+	sp->removable = sp->removable || spooled > 0;
+	sp->progress_at = now;
 	l->totals.committed += n - dead;
 	l->totals.dead_lettered += dead;
 }
@@ -97,7 +104,7 @@ on_committed(struct lane *l, const struct message *m, int64_t now)
 		lane_kill(l, "it counts more dead letters than records");
 		dead = (uint64_t)n;
 	}
-	count_durable(l, (uint64_t)n, dead);
+	count_durable(l, (uint64_t)n, dead, now);
 	l->totals.rows += m->committed.rows;
 	l->totals.batches += m->committed.batches;
 	trouble_over(l, now);
@@ -112,7 +119,7 @@ on_committed(struct lane *l, const struct message *m, int64_t now)
  * before it could say so, or whose connection did, has not left anything to be sent again.
  */
 static bool
-drop_committed(struct lane *l, const struct message *m)
+drop_committed(struct lane *l, const struct message *m, int64_t now)
 {
 	uint64_t before = l->backlog.watermark, dead = 0;
 	int64_t n = backlog_found(&l->backlog, m->ready.committed);
@@ -138,7 +145,7 @@ drop_committed(struct lane *l, const struct message *m)
 		dead = m->ready.dead_letters - l->totals.dead_lettered;
 	if (dead > (uint64_t)n)
 		dead = (uint64_t)n;
-	count_durable(l, (uint64_t)n, dead);
+	count_durable(l, (uint64_t)n, dead, now);
 	l->totals.rows += (uint64_t)n - dead;
 	l->totals.batches++;
 	log_info("commit_found", LOG_I("lane", l->index), LOG_I("records", n),
@@ -152,7 +159,7 @@ on_ready(struct lane *l, const struct message *m, int64_t now)
 {
 	char server[64];
 
-	if (!drop_committed(l, m))
+	if (!drop_committed(l, m, now))
 		return false;
 	snprintf(l->database, sizeof(l->database), "%.*s", (int)m->ready.database.n,
 	    m->ready.database.s);

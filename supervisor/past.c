@@ -29,21 +29,45 @@ unusable(const struct service *s)
 	return EX_CANTCREAT;
 }
 
+/* What of the list is in the spool is durable. Returns of how many that is not known. */
+static uint64_t
+find_in_spool(struct service *s)
+{
+	struct resume_entry *e;
+	uint64_t at, unknown = 0;
+
+	for (at = s->resume.head; at < s->resume.tail; at++) {
+		e = resume_at(&s->resume, at);
+		if (e->fate != RESUME_LIVE)
+			continue;
+		if (s->spool.old_records > 0 &&
+		    spool_has(&s->spool, s->store.live, e->lane, e->seq)) {
+			e->fate = RESUME_DURABLE;
+			resume_touch(&s->resume, at, at + 1);
+		} else {
+			unknown++;
+		}
+	}
+	return unknown;
+}
+
 /*
- * After the list has been loaded: is there anything that the broker may send again, of which only
- * the database knows whether it is stored? Returns 0, or the exit status with the reason logged.
+ * After the list and the spool have been opened: is there anything that the broker may send again,
+ * of which only the database knows whether it is stored? Returns 0, or the exit status with the
+ * reason logged.
  */
 int
 past_open(struct service *s)
 {
 	s->past_left = true;
-	s->closing = s->store.live[0] != '\0' && s->resume.head < s->resume.tail;
-	if (s->closing)
+	s->doubtful = s->store.live[0] != '\0' && find_in_spool(s) > 0;
+	s->closing = s->doubtful || s->spool.old_records > 0;
+	if (s->doubtful)
 		mqtt_hold(&s->mqtt);
 	/* Noted before a writer can make a row of it. */
 	if (store_note_stream(&s->store, s->stream) == -1)
 		return unusable(s);
-	if (!s->closing && store_begin_stream(&s->store, s->stream, &s->resume) == -1)
+	if (!s->doubtful && store_begin_stream(&s->store, s->stream, &s->resume) == -1)
 		return unusable(s);
 	return 0;
 }
@@ -52,7 +76,7 @@ past_open(struct service *s)
 void
 past_announce(const struct service *s)
 {
-	if (!s->closing)
+	if (!s->doubtful)
 		return;
 	log_info("stream_to_close", LOG_S("stream", s->store.live),
 	    LOG_U("messages", s->resume.tail - s->resume.head),
@@ -64,13 +88,14 @@ past_announce(const struct service *s)
 /* ---- closing ---- */
 
 static void
-try_again(struct service *s)
+try_again(struct service *s, const char *why)
 {
-	log_error("state_not_written", LOG_S("state_dir", s->cfg->state_dir),
-	    LOG_S("reason", s->store.file.why),
+	log_error("state_not_written", LOG_S("state_dir", s->cfg->state_dir), LOG_S("reason", why),
 	    LOG_S("next",
-		s->closing ? "the broker is not called before it can be written; trying again"
-			   : "going on, and trying again"));
+		s->doubtful ? "the broker is not called before it can be written; trying again"
+		    : s->closing
+		    ? "what is in the spool is not stored before it can be written; trying again"
+		    : "going on, and trying again"));
 	s->errand_at = s->now + RETRY;
 }
 
@@ -94,25 +119,49 @@ log_closed(const struct service *s, const struct lane *l, size_t lanes)
 			"duplicates are possible"));
 }
 
+/* The list's stream has been closed: from here on ours is live. */
+static void
+settle_list(struct service *s, const struct lane *l, const uint64_t *committed, size_t lanes)
+{
+	resume_settle(&s->resume, committed, MESSAGE_LANES_MAX);
+	if (store_begin_stream(&s->store, s->stream, &s->resume) == -1) {
+		try_again(s, s->store.file.why);
+		return;
+	}
+	if (FAILPOINT("after_close_is_noted"))
+		lane_kill(&s->lanes[l->index], "failpoint");
+	log_closed(s, l, lanes);
+	s->doubtful = false;
+}
+
 static void
 on_closed(struct service *s, const struct lane *l, const struct message *m)
 {
 	uint64_t committed[MESSAGE_LANES_MAX] = {0};
+	int64_t stored;
 	size_t i;
 
 	for (i = 0; i < m->closed.count; i++) {
 		if (m->closed.lanes[i].lane < MESSAGE_LANES_MAX)
 			committed[m->closed.lanes[i].lane] = m->closed.lanes[i].committed;
 	}
-	resume_settle(&s->resume, committed, MESSAGE_LANES_MAX);
-	if (store_begin_stream(&s->store, s->stream, &s->resume) == -1) {
-		try_again(s);
-		return;
+	/* First, so that of the list's stream nothing is sent when only this is written. */
+	if (s->spool.old_records > 0) {
+		if (FAILPOINT("before_spool_is_settled"))
+			lane_kill(&s->lanes[l->index], "failpoint");
+		stored = spool_close_stream(&s->spool, s->other, committed, MESSAGE_LANES_MAX);
+		if (stored == -1) {
+			try_again(s, s->spool.file.why);
+			return;
+		}
+		s->spool_found -= (uint64_t)stored;
+		if (FAILPOINT("after_spool_is_settled"))
+			lane_kill(&s->lanes[l->index], "failpoint");
+		log_info("spool_settled", LOG_S("stream", s->other), LOG_I("stored", stored),
+		    LOG_U("left", s->spool.old_records));
 	}
-	if (FAILPOINT("after_close_is_noted"))
-		lane_kill(&s->lanes[l->index], "failpoint");
-	log_closed(s, l, m->closed.count);
-	s->closing = false;
+	if (s->doubtful && strcmp(s->other, s->store.live) == 0)
+		settle_list(s, l, committed, m->closed.count);
 	s->past_left = true;
 }
 
@@ -133,7 +182,7 @@ past_answer(void *arg, struct lane *l, const struct message *m)
 	if (m->type == MESSAGE_CLOSED)
 		on_closed(s, l, m);
 	else if (store_forget_stream(&s->store, s->other) == -1)
-		try_again(s);
+		try_again(s, s->store.file.why);
 	else
 		log_debug("stream_forgotten", LOG_S("stream", s->other));
 }
@@ -179,9 +228,12 @@ past_step(struct service *s)
 	if (l == NULL || s->state != STATE_RUN || is_waiting(s))
 		return;
 	note_database(s, l);
+	if (s->doubtful)
+		snprintf(s->other, sizeof(s->other), "%s", s->store.live);
+	else if (s->closing)
+		s->closing = spool_next_unclosed(&s->spool, s->stream, s->other) == 1;
 	if (s->closing) {
 		s->errand = MESSAGE_CLOSE;
-		snprintf(s->other, sizeof(s->other), "%s", s->store.live);
 	} else {
 		s->past_left = s->past_left && store_next_past(&s->store, s->stream, s->other) == 1;
 		if (!s->past_left)

@@ -3,7 +3,8 @@
 
 /*
  * What the parts of the supervisor share: supervisor.c, the loop; intake.c, from message to record;
- * past.c, the streams of earlier runs; shutdown.c, the stop.
+ * past.c, the streams of earlier runs;
+ * spooling.c and spool_feed.c, what goes into the spool and out of it; shutdown.c, the stop.
  */
 
 #include <stdbool.h>
@@ -13,6 +14,7 @@
 #include "lane.h"
 #include "mqtt.h"
 #include "resume.h"
+#include "spool.h"
 #include "store.h"
 
 enum service_state {
@@ -37,6 +39,7 @@ struct service {
 	int lane_count;
 	char stream[STORE_STREAM_LENGTH + 1];
 	uint64_t seq;         /* of the last record */
+	uint64_t seq_base;    /* of the last before the first: room for what earlier streams left */
 	uint64_t handed_back; /* records that were dropped again: they stay with the broker */
 	int64_t now;
 	bool called;  /* the broker, for the first time */
@@ -49,8 +52,21 @@ struct service {
 	int64_t save_logged;
 	int64_t paused_since; /* 0 while reading goes on */
 	int64_t pause_logged;
+	/* spooling.c, spool_feed.c */
+	struct spool spool;
+	uint64_t adopted;     /* seq of the last old record that has become one of this stream */
+	uint64_t spool_found; /* records of earlier runs, which count as received */
+	int64_t spool_failed; /* since when the spool takes no writes, 0 if it does */
+	int64_t spool_retry_at;
+	int64_t spool_logged;
+	int64_t spool_full_since; /* 0 while there is room */
+	int64_t spool_removed_at;
+	int64_t room_missing; /* since when the backlog is full, 0 if it is not */
+	int64_t spooling_since;
 	/* past.c */
-	bool closing;             /* the stream before ours must be closed first */
+	bool doubtful; /* the list has messages of which only the database knows whether it has them
+			*/
+	bool closing;  /* streams before ours are to be closed before anything is sent */
 	bool past_left;           /* there may be streams whose progress rows are to be removed */
 	struct lane *asked;       /* who has been told to, NULL if nobody */
 	pid_t asked_pid;          /* its writer: another one has not been told */
@@ -70,6 +86,22 @@ void intake_save(struct service *);
 int64_t intake_deadline(const struct service *);
 void intake_hand_back(struct service *);
 void intake_watch_pause(struct service *, const struct gate_view *);
+
+/* spooling.c */
+int spooling_put(struct service *, struct lane *, const struct record *);
+bool spooling_may_grow(const struct lane *);
+void spooling_step(struct service *);
+int64_t spooling_deadline(const struct service *);
+uint64_t spooling_count(const struct service *);
+bool spooling_any(const struct service *);
+bool spooling_full(const struct service *);
+void spooling_finish(struct service *);
+
+/* spool_feed.c */
+int spool_feed_open(struct service *);
+void spool_feed(struct service *, struct lane *);
+bool spool_feed_is_empty(const struct service *, const struct lane *);
+int spool_feed_pending(struct service *, struct lane *);
 
 /* past.c */
 int past_open(struct service *);

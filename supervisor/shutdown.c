@@ -26,6 +26,8 @@
 #define LAST_ACKS_TIMEOUT CLOCK_SECOND
 /* After SIGKILL a process is gone at once, unless the kernel itself holds it. */
 #define KILL_TIMEOUT CLOCK_SECOND
+/* For a writer whose database does not answer, when all that it holds is in the spool. */
+#define SPOOLED_TIMEOUT CLOCK_SECOND
 
 static void
 log_left(struct service *s)
@@ -77,7 +79,7 @@ enter_flush(struct service *s, bool drained)
 	 * When the broker has shown that it got every acknowledgement, nothing comes again, and
 	 * nobody will ask what was committed.
 	 */
-	forget = s->resume.head == s->resume.tail;
+	forget = s->resume.head == s->resume.tail && spooling_count(s) == 0;
 	if (forget) {
 		/* Written down first: a list without its rows would look like a loss. */
 		s->resume.cut = true;
@@ -136,16 +138,18 @@ static void
 finish(struct service *s)
 {
 	struct lane_totals t = intake_totals(s);
-	uint64_t unacknowledged = mqtt_unacknowledged(&s->mqtt),
-		 in_flight = intake_view(s).in_flight;
+	uint64_t unacknowledged = mqtt_unacknowledged(&s->mqtt), in_flight;
 	uint64_t lost = 0;
 	int i, alive = 0, killed = 0;
 
 	for (i = 0; i < s->lane_count; i++) {
 		killed += s->lanes[i].killed;
-		lost += backlog_count_qos(&s->lanes[i].backlog, 0);
+		if (!s->lanes[i].spool.on)
+			lost += backlog_count_qos(&s->lanes[i].backlog, 0);
 		alive += s->lanes[i].pid > 0;
 	}
+	spooling_finish(s);
+	in_flight = intake_view(s).in_flight;
 	log_info("workers_stopped", LOG_I("writers", s->lane_count), LOG_I("killed", killed),
 	    LOG_I("left_behind", alive));
 	log_info("batch_writer_flushed", LOG_U("records_written", t.rows),
@@ -158,10 +162,10 @@ finish(struct service *s)
 			"they could not be committed before the end; QoS 1 stays with the broker, "
 			"QoS 0 does not come again"));
 	if (s->exit_status == 0 && (unacknowledged > 0 || in_flight > 0))
-		s->exit_status = EX_TEMPFAIL;
+		s->exit_status = s->spool_failed != 0 && in_flight > 0 ? EX_IOERR : EX_TEMPFAIL;
 	log_info("shutdown_complete", LOG_U("received", intake_received(s)),
 	    LOG_U("committed", t.committed), LOG_U("dead_lettered", t.dead_lettered),
-	    LOG_U("spooled", 0), LOG_U("unacknowledged", unacknowledged));
+	    LOG_U("spooled", spooling_count(s)), LOG_U("unacknowledged", unacknowledged));
 	/* Of what the broker has confirmed nothing is left there either. */
 	if (s->resume.head == s->resume.tail)
 		s->resume.cut = true;
@@ -222,9 +226,12 @@ flush(struct service *s)
 		if (lane_handed_over(l))
 			lane_finish(l);
 		/* Down for good: nothing is respawned after a kill, nor for nothing. */
-		if (l->state == LANE_DOWN && (s->killing || l->backlog.count == 0))
+		if (l->state == LANE_DOWN && (s->killing || lane_in_flight(l) == 0))
 			l->state = LANE_DONE;
 		open += l->state != LANE_DONE;
+		if (l->spool.on && lane_in_flight(l) == 0 && !l->killed &&
+		    s->now >= s->deadline - s->cfg->flush_timeout + SPOOLED_TIMEOUT)
+			lane_kill_for_good(l);
 	}
 	if (open > 0 && s->now >= s->deadline && !s->killing)
 		kill_writers(s, "--flush-timeout is over");

@@ -82,7 +82,7 @@ call_broker_when_ready(struct service *s)
 			leave_broker_alone(s);
 		ready = ready && s->lanes[i].state == LANE_READY && !s->lanes[i].claimed;
 	}
-	if (!ready || s->closing || (s->called && !s->claimed))
+	if (!ready || s->doubtful || (s->called && !s->claimed))
 		return;
 	s->called = true;
 	s->claimed = false;
@@ -143,7 +143,7 @@ on_signals(struct service *s)
 static int64_t
 next_deadline(const struct service *s)
 {
-	const int64_t others[] = {intake_deadline(s), past_deadline(s)};
+	const int64_t others[] = {intake_deadline(s), past_deadline(s), spooling_deadline(s)};
 	int64_t at = mqtt_deadline(&s->mqtt), other;
 	size_t n;
 	int i;
@@ -156,8 +156,7 @@ next_deadline(const struct service *s)
 		at = other < at ? other : at;
 	}
 	/* Once the broker is being left, that has a deadline of its own. */
-	if (s->state != STATE_RUN && s->mqtt.state != MQTT_PARTING &&
-	    s->mqtt.state != MQTT_LEAVING)
+	if (s->state != STATE_RUN && s->mqtt.state != MQTT_PARTING && s->mqtt.state != MQTT_LEAVING)
 		at = s->deadline < at ? s->deadline : at;
 	/* The kernel tells nobody that a reader has emptied a socket: look again soon. */
 	if (s->state == STATE_DRAIN || s->state == STATE_FLUSH)
@@ -196,6 +195,7 @@ loop(struct service *s)
 		mqtt_gate(&s->mqtt, &v);
 		mqtt_dispatch(&s->mqtt, fds[1].revents, &v);
 		intake_save(s);
+		spooling_step(s);
 		for (i = 0; i < s->lane_count; i++) {
 			/* After a kill nothing is respawned. */
 			if (!s->killing)
@@ -232,7 +232,8 @@ open_state(struct service *s)
 		return EX_OSERR;
 	}
 	mqtt_receiver(&s->mqtt, intake_receive, s);
-	return past_open(s);
+	rc = spool_feed_open(s);
+	return rc != 0 ? rc : past_open(s);
 }
 
 /* Whose messages these are: all that take them under this name from this broker. */
@@ -280,8 +281,11 @@ set_up(struct service *s)
 	    .answer = past_answer,
 	    .arg = s,
 	};
-	for (i = 0; i < s->cfg->writers; i++)
+	for (i = 0; i < s->cfg->writers; i++) {
 		lane_init(&s->lanes[i], i, &s->owner);
+		/* Behind what earlier runs have left there. */
+		s->lanes[i].spool.on = s->spool.old_records > 0;
+	}
 	s->lane_count = (int)s->cfg->writers;
 	return 0;
 }
@@ -296,6 +300,7 @@ supervisor_run(const struct config *cfg)
 	rc = set_up(&s);
 	if (rc != 0) {
 		store_close(&s.store);
+		spool_close(&s.spool);
 		resume_free(&s.resume);
 		return rc;
 	}
@@ -312,6 +317,7 @@ supervisor_run(const struct config *cfg)
 		lane_free(&s.lanes[i]);
 	free(s.lanes);
 	store_close(&s.store);
+	spool_close(&s.spool);
 	resume_free(&s.resume);
 	close(s.signals);
 	return s.exit_status;

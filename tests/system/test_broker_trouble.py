@@ -266,7 +266,7 @@ def test_the_session_lives_while_the_gate_is_shut_for_twice_the_keepalive(make_b
     """The broker sets the keepalive to 10 s and cuts after 15 s of silence; the gate stays shut for 20 s."""
     broker = make_broker(extra=["max_keepalive 10"])
     wire = Wire(broker.port)
-    daemon = ingestd(broker=wire.url, protocol=protocol).wait_ready()
+    daemon = ingestd(broker=wire.url, protocol=protocol, spool_limit=0).wait_ready()
     with database.locked() as holder:
         publish(broker, numbered(1000))
         wait_until(lambda: wire.count("down", "PUBLISH") >= 1, what="messages are on the wire")

@@ -146,7 +146,7 @@ def test_past_the_queue_limit_it_stops_reading_and_loses_nothing(broker, databas
     """QoS 0, where no acknowledgement holds the broker back: only that nobody reads does."""
     n = 20_000
     database.create_numbered_table()
-    daemon = ingestd(qos=0, queue_limit=500, log_level="debug").wait_ready()
+    daemon = ingestd(qos=0, queue_limit=500, spool_limit=0, log_level="debug").wait_ready()
     with database.locked() as holder:
         publisher = Publisher(broker.port)
         publisher.publish(numbered(n), qos=0)

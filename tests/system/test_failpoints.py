@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(SANITIZED, reason="one build 
 PROGRAM = ROOT / "build.failpoints" / "ingestd"
 SOURCES = [p for d in ("supervisor", "worker") for p in sorted((ROOT / d).glob("*.c"))]
 PLACES = sorted({name for p in SOURCES for name in re.findall(r'FAILPOINT\("(\w+)"\)', p.read_text())})
+# Those on the way of a record through the spool.
+SPOOLING = [name for name in PLACES if "spool" in name or "row_is" in name]
 FIRST, SECOND, THIRD = 400, 600, 700
 BAD = 10
 
@@ -128,8 +130,18 @@ def messages(n, start=0):
 
 
 @pytest.mark.parametrize("action", ["kill", "stop", "error"])
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", sorted(set(PLACES) - set(SPOOLING)))
 def test_nothing_is_lost_and_nothing_doubled(broker, database, lives, place, action):
+    see(live, broker, database, lives, place, action)
+
+
+@pytest.mark.parametrize("action", ["kill", "stop", "error"])
+@pytest.mark.parametrize("place", SPOOLING)
+def test_nothing_is_lost_and_nothing_doubled_on_the_way_through_the_spool(broker, database, lives, place, action):
+    see(live_with_the_spool, broker, database, lives, place, action)
+
+
+def see(live, broker, database, lives, place, action):
     done = threading.Event()
     waker = threading.Thread(target=wake, args=(lives, place, done), daemon=True)
     waker.start()
@@ -181,18 +193,58 @@ def live(broker, database, lives, place, action):
     assert lives.visited(place), f"nothing comes to {place}"
     assert action != "kill" or daemon.process.returncode in (-signal.SIGKILL, 0, 75)
 
-    # One more that finds whatever there is.
+    see_the_rest(broker, database, lives, THIRD)
+
+
+def see_the_rest(broker, database, lives, n):
+    """One more life, that finds whatever there is."""
     last = lives.start()
     last.wait_log("mqtt_subscribed", 30)
-    wait_until(lambda: len(stored(database)) >= THIRD, 40, "all is stored")
-    publish(broker, messages(50, start=THIRD))
-    wait_until(lambda: len(stored(database)) >= THIRD + 50, 40, "and what comes afterwards as well")
+    wait_until(lambda: len(stored(database)) >= n, 40, "all is stored")
+    publish(broker, messages(50, start=n))
+    wait_until(lambda: len(stored(database)) >= n + 50, 40, "and what comes afterwards as well")
     assert last.stop(40) == 0
 
     found = stored(database)
-    assert sorted(found) == list(range(THIRD + 50))
+    assert sorted(found) == list(range(n + 50))
     assert {n: times for n, times in found.items() if times != 1} == {}
     assert_ordered(database)
+
+
+def live_with_the_spool(broker, database, lives, place, action):
+    # A life that ends with acknowledged messages in the spool, and some that are not acknowledged.
+    first = lives.start(spool_after="100ms", flush_timeout="1s")
+    first.wait_log("mqtt_subscribed")
+    publish(broker, messages(FIRST // 2))
+    wait_until(lambda: len(stored(database)) == FIRST // 2, 30, "half of the first is stored")
+    with database.locked() as holder:
+        publish(broker, messages(FIRST // 2, start=FIRST // 2))
+        wait_until(lambda: lives.wire.count("up", "PUBACK") >= FIRST, 30, "all of it is acknowledged")
+        lives.wire.stall("up")
+        publish(broker, messages(SECOND - FIRST, start=FIRST))
+        wait_until(lambda: lives.wire.count("down", "PUBLISH") >= SECOND, 30, "the rest was sent")
+        first.kill()
+        lives.wire.cut()
+        lives.wire.flow()
+        holder.rollback()
+
+    # The life with the failpoint stores that, and has to spool once more.
+    daemon = lives.start(f"{place}:{action}", spool_after="100ms", flush_timeout="1s")
+    wait_until(lambda: lives.is_over() or len(stored(database)) == SECOND, 40, "the second is stored")
+    if not lives.is_over():
+        with database.locked() as holder:
+            publish(broker, messages(THIRD - SECOND, start=SECOND))
+            wait_until(lambda: lives.is_over() or lives.wire.count("up", "PUBACK") >= THIRD or lives.is_cut_off(), 40,
+                       "the third is acknowledged")
+            holder.rollback()
+        wait_until(lambda: lives.is_over() or len(stored(database)) == THIRD, 40, "the third is stored")
+    else:
+        publish(broker, messages(THIRD - SECOND, start=SECOND))
+    if not lives.is_over():
+        daemon.process.send_signal(signal.SIGTERM)
+        wait_until(lives.is_over, 40, "it stops")
+    assert lives.visited(place), f"nothing comes to {place}"
+    see_the_rest(broker, database, lives, THIRD)
 
 
 def assert_ordered(database):

@@ -43,7 +43,7 @@ MUTANTS = {
     "disconnects_with_acknowledgements_held": (
         "supervisor/shutdown.c", "if (s->mqtt.state == MQTT_OPEN && v.in_flight == 0 && s->mqtt.gate.held == 0)",
         "if (s->mqtt.state == MQTT_OPEN)",
-        "test_stopping.py -k database_down_leaves_the_records_at_the_broker"),
+        "test_stopping.py -k without_a_spool_a_stop_with_the_database_down"),
     "writer_leaves_without_a_commit": (
         "worker/writer.c", "if (has_ended_reading(w) && writer_records_held(w) == 0) {", "if (has_ended_reading(w)) {",
         "test_writers.py -k notice_the_death_of_their_supervisor"),

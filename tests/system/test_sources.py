@@ -25,7 +25,7 @@ def test_the_sources_are_in_the_project_s_format():
     ("mosquitto.h", r"supervisor/mqtt\w*\.c"),
     ("libpq-fe.h", r"worker/pg\.c"),
     ("msgpack.h", r"common/message\.c"),
-    ("sqlite3.h", r"supervisor/store\w*\.[ch]"),
+    ("sqlite3.h", r"supervisor/(dbfile|store|spool)\w*\.[ch]"),
     ("json-c/json.h", r"worker/dead_letter\.c"),
 ])
 def test_a_library_is_known_to_its_own_files_only(header, allowed):

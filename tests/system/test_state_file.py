@@ -27,7 +27,7 @@ def state(tmp_path):
 def left(broker, database, ingestd, state):
     """A state directory with a list in it: the run before was killed with messages in hand."""
     database.create_numbered_table()
-    daemon = ingestd(client_id="left", flush_timeout="300ms").wait_ready()
+    daemon = ingestd(client_id="left", flush_timeout="300ms", spool_limit=0).wait_ready()
     with database.locked() as holder:
         publish(broker, numbered(500))
         database.wait_for_waiter(holder)

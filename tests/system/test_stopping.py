@@ -128,8 +128,9 @@ def test_a_stop_while_the_broker_answers_nothing_any_more(broker, database, inge
 
 
 @pytest.mark.slow
-def test_a_stop_with_the_database_down_leaves_the_records_at_the_broker_and_says_so(broker, database, ingestd):
-    daemon = ingestd(drain_timeout="1s", flush_timeout="1s").wait_ready()
+def test_without_a_spool_a_stop_with_the_database_down_leaves_the_records_at_the_broker_and_says_so(
+        broker, database, ingestd):
+    daemon = ingestd(spool_limit=0, drain_timeout="1s", flush_timeout="1s").wait_ready()
     database.server.stop()
     publish(broker, numbered(1000))
     daemon.wait_log("database_trouble")
@@ -158,17 +159,20 @@ def test_a_stop_with_the_database_down_and_nothing_in_hand_is_clean(broker, data
 
 
 @pytest.mark.slow
-def test_a_stop_with_default_limits_and_the_database_locked_fits_thirty_seconds(broker, database, ingestd):
-    daemon = ingestd().wait_ready()
+@pytest.mark.parametrize("spool_limit, expected, seconds", [("1GiB", 0, 8), (0, 75, 30)], ids=["spool", "no spool"])
+def test_a_stop_with_default_limits_and_the_database_locked_fits_thirty_seconds(
+        broker, database, ingestd, spool_limit, expected, seconds):
+    daemon = ingestd(spool_limit=spool_limit).wait_ready()
     with database.locked() as holder:
         publish(broker, numbered(1000))
         database.wait_for_waiter(holder)
         status, acted, whole = stop_and_time(daemon)
-        assert status == 75
+        assert status == expected
+        assert daemon.totals()["spooled"] == (0 if expected else 1000)
         # Somebody is waiting for it to end, and would rather not reach for kill -9.
         initiated = daemon.events("shutdown_initiated")[0]
         assert initiated["patience"] == "25.000s" and "a second signal ends it" in initiated["next"]
-        assert acted < 1 * PATIENCE and whole < 30
+        assert acted < 1 * PATIENCE and whole < seconds * PATIENCE
         holder.rollback()
     ingestd()
     wait_until(lambda: database.value("SELECT count(DISTINCT payload->>'n') FROM telemetry") == 1000, 30, "all is there")

@@ -129,7 +129,7 @@ def test_a_writer_that_crashes_again_and_again_is_started_ever_more_slowly(broke
 
 def test_writers_notice_the_death_of_their_supervisor_commit_and_leave(broker, database, ingestd):
     """At QoS 0, where nothing would come again: what the writers hold has nowhere else to be."""
-    daemon = ingestd(qos=0, queue_limit=500).wait_ready()
+    daemon = ingestd(qos=0, queue_limit=500, spool_limit=0).wait_ready()
     with database.locked() as holder:
         publish(broker, numbered(600), qos=0)
         # It has read as much as it may, and all of that fits into the channels.

@@ -1,0 +1,408 @@
+/*
+ * When records go into the spool: from --spool-after without a commit, or when the backlog is full
+ * and stays so, what a lane holds and what it receives is written to the disk, in order, and then
+ * acknowledged. What goes out of it again is spool_feed.c's.
+ *
+ * A lane that is "on" has everything that is not committed in the spool, but for what came in this
+ * turn of the loop. It is off again when all of its spool is in the backlog and the database takes
+ * it. Must never let a record pass one that is in the spool, nor count one as durable that is not
+ * on the disk.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "clock.h"
+#include "failpoint.h"
+#include "log.h"
+#include "service.h"
+
+/* What may wait for one write, so that memory stays bounded and a write short. */
+#define PENDING_MOST ((size_t)4 << 20)
+/* Rows are read back as a whole. */
+#define ROW_MOST ((size_t)1 << 20)
+/* A backlog that has been full for so long does not become less by waiting. */
+#define FULL_FOR CLOCK_SECOND
+/* In a stop there is less patience: the spool is the better place. */
+#define STOPPING_AFTER CLOCK_SECOND
+#define RETRY CLOCK_SECOND
+#define LOGGED_EVERY (60 * CLOCK_SECOND)
+/* Removing what is committed costs a write that waits for the disk. */
+#define REMOVE_INTERVAL (200 * CLOCK_MS)
+
+/* ---- what is asked of it ---- */
+
+/* True if records go to the spool, of one lane at least. */
+bool
+spooling_any(const struct service *s)
+{
+	int i;
+
+	for (i = 0; i < s->lane_count; i++) {
+		if (s->lanes[i].spool.on)
+			return true;
+	}
+	return false;
+}
+
+/* Records that are in the spool and not known to be committed. */
+uint64_t
+spooling_count(const struct service *s)
+{
+	uint64_t n = s->spool.old_records;
+	int i;
+
+	for (i = 0; i < s->lane_count; i++)
+		n += s->lanes[i].spool.count;
+	return n;
+}
+
+/* True when nothing more may be read, since it might have to go there. */
+bool
+spooling_full(const struct service *s)
+{
+	return s->spool.open && s->spool.bytes >= (uint64_t)s->cfg->spool_limit && spooling_any(s);
+}
+
+/* False when what is pending should be written before more is read. */
+bool
+spooling_may_grow(const struct lane *l)
+{
+	return buffer_size(&l->spool.pending) < PENDING_MOST;
+}
+
+/* Puts a new record behind all others of a lane that is on. Returns -1 when memory is short. */
+int
+spooling_put(struct service *s, struct lane *l, const struct record *r)
+{
+	struct lane_spool *sp = &l->spool;
+
+	(void)s;
+	if (message_encode_record(&sp->pending, r) == -1)
+		return -1;
+	if (sp->pending_count++ == 0)
+		sp->pending_first = r->seq;
+	sp->pending_last = r->seq;
+	return 0;
+}
+
+/* ---- failing ---- */
+
+static void
+write_failed(struct service *s, const char *what)
+{
+	if (s->spool_failed == 0)
+		s->spool_failed = s->now;
+	s->spool_retry_at = s->now + RETRY;
+	if (s->spool_logged != 0 && s->now - s->spool_logged < LOGGED_EVERY)
+		return;
+	s->spool_logged = s->now;
+	log_error("spool_failed", LOG_S("state_dir", s->cfg->state_dir), LOG_S("step", what),
+	    LOG_S("reason", s->spool.file.why), LOG_T("for", s->now - s->spool_failed),
+	    LOG_U("waiting", intake_view(s).in_flight),
+	    LOG_S("next",
+		"what is not on the disk is not acknowledged, and nothing more is read; trying "
+		"again every second"));
+}
+
+static void
+write_succeeded(struct service *s)
+{
+	if (s->spool_failed == 0)
+		return;
+	log_info("spool_recovered", LOG_S("state_dir", s->cfg->state_dir),
+	    LOG_T("after", s->now - s->spool_failed));
+	s->spool_failed = s->spool_logged = 0;
+}
+
+/* ---- writing ---- */
+
+/* What of the backlog is not in the spool yet. */
+static int
+put_backlog(struct service *s, struct lane *l)
+{
+	struct lane_spool *sp = &l->spool;
+	struct buffer bytes = {0};
+	struct spool_row row;
+	size_t at = sp->in_backlog, n = 0;
+	int rc = 0;
+
+	for (; rc == 0 && at < l->backlog.count; at += n) {
+		buffer_clear(&bytes);
+		n = backlog_copy(&l->backlog, at, ROW_MOST, &bytes);
+		if (n == 0) {
+			snprintf(s->spool.file.why, sizeof(s->spool.file.why), "out of memory");
+			rc = -1;
+			break;
+		}
+		row = (struct spool_row){
+		    .first = backlog_seq(&l->backlog, at),
+		    .last = backlog_seq(&l->backlog, at + n - 1),
+		    .count = n,
+		    .records = buffer_head(&bytes),
+		    .n = buffer_size(&bytes),
+		};
+		rc = spool_put(&s->spool, s->stream, l->index, &row);
+	}
+	buffer_free(&bytes);
+	return rc;
+}
+
+static int
+put_pending(struct service *s, struct lane *l)
+{
+	const struct lane_spool *sp = &l->spool;
+	struct spool_row row = {
+	    .first = sp->pending_first,
+	    .last = sp->pending_last,
+	    .count = sp->pending_count,
+	    .records = buffer_head(&sp->pending),
+	    .n = buffer_size(&sp->pending),
+	};
+
+	return spool_put(&s->spool, s->stream, l->index, &row);
+}
+
+static int
+put_lane(struct service *s, struct lane *l)
+{
+	if (l->spool.removable &&
+	    spool_remove_committed(&s->spool, s->stream, l->index, l->backlog.watermark) == -1)
+		return -1;
+	if (!l->spool.on)
+		return 0;
+	if (l->backlog.count > l->spool.in_backlog && put_backlog(s, l) == -1)
+		return -1;
+	return l->spool.pending_count > 0 ? put_pending(s, l) : 0;
+}
+
+/* All of it is on the disk. */
+static void
+note_written(struct lane *l)
+{
+	struct lane_spool *sp = &l->spool;
+
+	sp->removable = false;
+	if (!sp->on)
+		return;
+	if (l->backlog.count > sp->in_backlog) {
+		sp->count += l->backlog.count - sp->in_backlog;
+		sp->in_backlog = l->backlog.count;
+		sp->loaded = sp->tail = backlog_seq(&l->backlog, l->backlog.count - 1);
+	}
+	if (sp->pending_count == 0)
+		return;
+	sp->count += sp->pending_count;
+	sp->tail = sp->pending_last;
+	sp->pending_count = 0;
+	buffer_clear(&sp->pending);
+}
+
+/* One transaction for all lanes: what is to be durable, and what is done with. */
+static bool
+write_all(struct service *s)
+{
+	uint64_t bytes = s->spool.bytes;
+	int i;
+
+	if (s->spool_failed != 0 && s->now < s->spool_retry_at)
+		return false;
+	if (spool_begin(&s->spool) == -1) {
+		write_failed(s, "begin");
+		return false;
+	}
+	for (i = 0; i < s->lane_count && put_lane(s, &s->lanes[i]) == 0; i++)
+		;
+	if (i < s->lane_count || spool_commit(&s->spool) == -1) {
+		spool_roll_back(&s->spool);
+		s->spool.bytes = bytes;
+		write_failed(s, i < s->lane_count ? "write" : "sync");
+		return false;
+	}
+	if (FAILPOINT("after_spool_is_synced"))
+		mqtt_drop(&s->mqtt);
+	for (i = 0; i < s->lane_count; i++)
+		note_written(&s->lanes[i]);
+	s->spool_removed_at = s->now;
+	write_succeeded(s);
+	return true;
+}
+
+/* ---- on and off ---- */
+
+static int64_t
+patience(const struct service *s)
+{
+	int64_t most = s->cfg->spool_after;
+
+	if (s->state != STATE_RUN && most > STOPPING_AFTER)
+		most = STOPPING_AFTER;
+	if (s->room_missing != 0 && most > FULL_FOR)
+		most = FULL_FOR;
+	return most;
+}
+
+/* When a lane is to go on, CLOCK_NEVER if there is no reason. */
+static int64_t
+due(const struct service *s, const struct lane *l)
+{
+	int64_t at;
+
+	if (!s->spool.open || s->cfg->spool_limit == 0 || l->spool.on || lane_in_flight(l) == 0)
+		return CLOCK_NEVER;
+	at = l->spool.progress_at + patience(s);
+	if (s->room_missing != 0 && at < s->room_missing + FULL_FOR)
+		at = s->room_missing + FULL_FOR;
+	return at;
+}
+
+static void
+turn_on(struct service *s, struct lane *l)
+{
+	if (s->spooling_since == 0) {
+		s->spooling_since = s->now;
+		log_warn("spooling", LOG_S("phase", "begins"), LOG_I("lane", l->index),
+		    LOG_T("no_commit_for", s->now - l->spool.progress_at),
+		    LOG_U("waiting", intake_view(s).in_flight),
+		    LOG_S("next",
+			"what is received goes to the disk and is acknowledged; it is stored in "
+			"order when the database takes it"));
+	}
+	l->spool.on = true;
+}
+
+/* All that the spool has of it is in the backlog, and goes out. */
+static void
+turn_off(struct service *s, struct lane *l)
+{
+	if (l->spool.pending_count > 0 && spool_feed_pending(s, l) == -1)
+		return;
+	l->spool.on = false;
+	l->spool.progress_at = s->now;
+}
+
+static void
+switch_lanes(struct service *s)
+{
+	struct lane *l;
+	int i;
+
+	for (i = 0; i < s->lane_count; i++) {
+		l = &s->lanes[i];
+		if (s->now >= due(s, l))
+			turn_on(s, l);
+		else if (l->spool.on && l->state == LANE_READY && l->trouble_since == 0 &&
+		    s->state == STATE_RUN && spool_feed_is_empty(s, l))
+			turn_off(s, l);
+	}
+}
+
+/* ---- the loop's hooks ---- */
+
+static bool
+is_to_be_written(const struct service *s)
+{
+	bool removable = false;
+	const struct lane *l;
+	int i;
+
+	for (i = 0; i < s->lane_count; i++) {
+		l = &s->lanes[i];
+		if (l->spool.on && lane_in_flight(l) > 0)
+			return true;
+		removable = removable || l->spool.removable;
+	}
+	return removable &&
+	    (spooling_count(s) == 0 || s->now - s->spool_removed_at >= REMOVE_INTERVAL);
+}
+
+static void
+note_empty(struct service *s)
+{
+	if (s->spooling_since == 0 || spooling_count(s) > 0 || spooling_any(s))
+		return;
+	log_info("spooling", LOG_S("phase", "ends"), LOG_T("after", s->now - s->spooling_since),
+	    LOG_S("next", "records go to the writers directly again"));
+	s->spooling_since = 0;
+	if (spool_shrink(&s->spool) == -1)
+		log_warn("spool_not_shrunk", LOG_S("state_dir", s->cfg->state_dir),
+		    LOG_S("reason", s->spool.file.why));
+}
+
+static void
+watch_limit(struct service *s)
+{
+	if (!spooling_full(s)) {
+		if (s->spool_full_since != 0)
+			log_info("spool_full", LOG_S("phase", "ends"),
+			    LOG_T("after", s->now - s->spool_full_since));
+		s->spool_full_since = 0;
+		return;
+	}
+	if (s->spool_full_since != 0)
+		return;
+	s->spool_full_since = s->now;
+	log_error("spool_full", LOG_S("phase", "begins"), LOG_U("bytes", s->spool.bytes),
+	    LOG_I("limit", s->cfg->spool_limit), LOG_U("records", spooling_count(s)),
+	    LOG_S("next",
+		"reading no more until the database takes records; the session is kept alive, the "
+		"broker holds what comes"));
+}
+
+/* Once a turn, behind intake_save(), so that nothing is in the spool that is not in the list. */
+void
+spooling_step(struct service *s)
+{
+	int i;
+
+	if (!s->spool.open)
+		return;
+	if (intake_view(s).room)
+		s->room_missing = 0;
+	else if (s->room_missing == 0)
+		s->room_missing = s->now;
+	switch_lanes(s);
+	if (s->save_failed == 0 && is_to_be_written(s))
+		write_all(s);
+	for (i = 0; i < s->lane_count; i++)
+		spool_feed(s, &s->lanes[i]);
+	note_empty(s);
+	watch_limit(s);
+}
+
+int64_t
+spooling_deadline(const struct service *s)
+{
+	int64_t at = CLOCK_NEVER, other;
+	int i;
+
+	if (!s->spool.open)
+		return CLOCK_NEVER;
+	if (s->spool_failed != 0)
+		return s->spool_retry_at;
+	for (i = 0; i < s->lane_count; i++) {
+		other = due(s, &s->lanes[i]);
+		if (s->lanes[i].spool.removable && s->spool_removed_at + REMOVE_INTERVAL < other)
+			other = s->spool_removed_at + REMOVE_INTERVAL;
+		at = other < at ? other : at;
+	}
+	return at;
+}
+
+/* The end of a run, when the writers are gone: what is left goes to the disk. */
+void
+spooling_finish(struct service *s)
+{
+	int i;
+
+	if (!s->spool.open)
+		return;
+	for (i = 0; i < s->lane_count; i++) {
+		if (s->cfg->spool_limit > 0 && lane_in_flight(&s->lanes[i]) > 0)
+			s->lanes[i].spool.on = true;
+	}
+	s->spool_retry_at = s->now;
+	if (is_to_be_written(s))
+		write_all(s);
+	if (spooling_count(s) == 0)
+		spool_shrink(&s->spool);
+}

@@ -37,7 +37,7 @@ gate_reason(const struct gate *g, const struct gate_view *v)
 	if (v->stuck)
 		return "the state directory cannot be written";
 	if (v->spool_full)
-		return "the spool is full (--spool-limit)";
+		return "the spool is full (--spool-limit, or its disk)";
 	if (!v->room)
 		return "the backlog is full (--queue-limit, --queue-bytes)";
 	if (g->held >= g->window)

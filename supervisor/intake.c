@@ -52,6 +52,7 @@ intake_view(const struct service *s)
 		v.in_flight += lane_in_flight(&s->lanes[i]);
 		bytes += s->lanes[i].backlog.bytes + buffer_size(&s->lanes[i].spool.pending);
 	}
+	v.in_flight += doubt_pending(s);
 	v.room =
 	    v.in_flight < (uint64_t)s->cfg->queue_limit && bytes < (uint64_t)s->cfg->queue_bytes;
 	return v;
@@ -98,6 +99,8 @@ intake_receive(void *arg, struct record *r, const struct mqtt_identity *id)
 
 	if (r->qos > 0)
 		verdict = resume_receive(&s->resume, r->packet_id, id->hash, id->dup, &position);
+	if (verdict == RESUME_DOUBTFUL)
+		return doubt_put(s, r, position) == 0 ? MQTT_TAKEN : no_memory(r);
 	if (verdict == RESUME_KNOWN)
 		return FAILPOINT("after_recognised") ? MQTT_NO_MEMORY : MQTT_TAKEN;
 	entry.seq = r->seq = s->seq + 1;
@@ -187,10 +190,10 @@ intake_hand_back(struct service *s)
 	uint64_t lost = 0;
 	int i;
 
+	/* What is in the spool has been acknowledged, or may be: it is ours to deliver. */
+	if (spooling_any(s))
+		return;
 	for (i = 0; i < s->lane_count; i++) {
-		/* What is in the spool has been acknowledged, and is ours to deliver. */
-		if (s->lanes[i].spool.on)
-			continue;
 		lost += backlog_count_qos(&s->lanes[i].backlog, 0);
 		s->handed_back += s->lanes[i].backlog.count;
 		backlog_discard(&s->lanes[i].backlog);

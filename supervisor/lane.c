@@ -147,6 +147,13 @@ lane_channel_failed(struct lane *l, enum channel_result result)
 	l->closed_at = clock_monotonic();
 }
 
+/* What is in the spool has been noted; to hold it back would keep a full disk full. */
+static bool
+is_spooled(const struct lane *l)
+{
+	return l->spool.in_backlog == l->backlog.count;
+}
+
 /* Writes as much as the channel takes: what was queued, then records if the writer is READY. */
 void
 lane_send(struct lane *l, int64_t now)
@@ -159,7 +166,7 @@ lane_send(struct lane *l, int64_t now)
 
 	l->blocked = false;
 	while (result == CHANNEL_OK && (l->state == LANE_STARTING || l->state == LANE_READY)) {
-		n = l->state == LANE_READY && !l->finishing && !l->held_back
+		n = l->state == LANE_READY && !l->finishing && (!l->held_back || is_spooled(l))
 		    ? backlog_unsent(&l->backlog, iov, IOV_PARTS)
 		    : 0;
 		if (n == 0 && buffer_size(&l->channel.out) == 0)

@@ -29,28 +29,6 @@ unusable(const struct service *s)
 	return EX_CANTCREAT;
 }
 
-/* What of the list is in the spool is durable. Returns of how many that is not known. */
-static uint64_t
-find_in_spool(struct service *s)
-{
-	struct resume_entry *e;
-	uint64_t at, unknown = 0;
-
-	for (at = s->resume.head; at < s->resume.tail; at++) {
-		e = resume_at(&s->resume, at);
-		if (e->fate != RESUME_LIVE)
-			continue;
-		if (s->spool.old_records > 0 &&
-		    spool_has(&s->spool, s->store.live, e->lane, e->seq)) {
-			e->fate = RESUME_DURABLE;
-			resume_touch(&s->resume, at, at + 1);
-		} else {
-			unknown++;
-		}
-	}
-	return unknown;
-}
-
 /*
  * After the list and the spool have been opened: is there anything that the broker may send again,
  * of which only the database knows whether it is stored? Returns 0, or the exit status with the
@@ -60,7 +38,8 @@ int
 past_open(struct service *s)
 {
 	s->past_left = true;
-	s->doubtful = s->store.live[0] != '\0' && find_in_spool(s) > 0;
+	s->doubtful = doubt_load(s) > 0;
+	s->doubt_at = s->now + s->cfg->spool_after;
 	s->closing = s->doubtful || s->spool.old_records > 0;
 	if (s->doubtful)
 		mqtt_hold(&s->mqtt);
@@ -100,13 +79,15 @@ try_again(struct service *s, const char *why)
 }
 
 static void
-log_closed(const struct service *s, const struct lane *l, size_t lanes)
+log_closed(
+    const struct service *s, const struct lane *l, size_t lanes, uint64_t stored, uint64_t gone)
 {
-	uint64_t gone = resume_count_gone(&s->resume);
-
-	log_info("stream_closed", LOG_S("stream", s->store.live),
-	    LOG_U("stored", s->resume.tail - s->resume.head - gone), LOG_U("not_stored", gone),
-	    LOG_S("next", "calling the broker; what it sends again of them is recognised"));
+	log_info("stream_closed", LOG_S("stream", s->store.live), LOG_U("stored", stored),
+	    LOG_U("not_stored", gone),
+	    LOG_S("next",
+		s->in_doubt ? "what the broker has sent of them waits in the spool, and is stored "
+			      "if it is not"
+			    : "calling the broker; what it sends again of them is recognised"));
 	if (lanes > 0 || s->store.database[0] == '\0')
 		return;
 	if (strcmp(s->store.database, l->database) == 0)
@@ -123,15 +104,17 @@ log_closed(const struct service *s, const struct lane *l, size_t lanes)
 static void
 settle_list(struct service *s, const struct lane *l, const uint64_t *committed, size_t lanes)
 {
-	resume_settle(&s->resume, committed, MESSAGE_LANES_MAX);
+	uint64_t stored, gone;
+
+	stored = doubt_settle(s, committed, MESSAGE_LANES_MAX, &gone);
 	if (store_begin_stream(&s->store, s->stream, &s->resume) == -1) {
 		try_again(s, s->store.file.why);
 		return;
 	}
 	if (FAILPOINT("after_close_is_noted"))
 		lane_kill(&s->lanes[l->index], "failpoint");
-	log_closed(s, l, lanes);
-	s->doubtful = false;
+	log_closed(s, l, lanes, stored, gone);
+	s->doubtful = s->in_doubt = false;
 }
 
 static void
@@ -225,7 +208,7 @@ past_step(struct service *s)
 
 	for (i = 0; i < s->lane_count && l == NULL; i++)
 		l = s->lanes[i].state == LANE_READY ? &s->lanes[i] : NULL;
-	if (l == NULL || s->state != STATE_RUN || is_waiting(s))
+	if (l == NULL || s->state != STATE_RUN || is_waiting(s) || doubt_pending(s) > 0)
 		return;
 	note_database(s, l);
 	if (s->doubtful)

@@ -274,8 +274,7 @@ watch_ids(struct resume *r, uint16_t packet_id)
 }
 
 /*
- * A message of QoS 1 has come. dup: it is known to be marked so. RESUME_KNOWN and RESUME_AGAIN
- * set *position.
+ * A message of QoS 1 has come. dup: it is known to be marked so. All but RESUME_NEW set *position.
  */
 enum resume_verdict
 resume_receive(struct resume *r, uint16_t packet_id, uint64_t hash, bool dup, uint64_t *position)
@@ -309,7 +308,14 @@ resume_receive(struct resume *r, uint16_t packet_id, uint64_t hash, bool dup, ui
 	r->phase = r->cursor < r->tail ? RESUME_ON : RESUME_PLAIN;
 	r->recognised++;
 	*position = at;
-	return resume_at(r, at)->fate == RESUME_GONE ? RESUME_AGAIN : RESUME_KNOWN;
+	switch (resume_at(r, at)->fate) {
+	case RESUME_GONE:
+		return RESUME_AGAIN;
+	case RESUME_DOUBT:
+		return RESUME_DOUBTFUL;
+	default:
+		return RESUME_KNOWN;
+	}
 }
 
 /* Notes a new message. Returns -1 with errno ENOMEM; it is then not in the list. */
@@ -397,7 +403,7 @@ resume_count_gone(const struct resume *r)
 }
 
 /*
- * The stream that was live is closed: what its lanes have committed is durable, the rest is gone.
+ * The stream in doubt is closed: what its lanes have committed is durable, the rest is gone.
  * committed has the seq of each lane.
  */
 void
@@ -408,7 +414,7 @@ resume_settle(struct resume *r, const uint64_t *committed, size_t lanes)
 
 	for (at = r->head; at < r->tail; at++) {
 		e = resume_at(r, at);
-		if (e->fate == RESUME_LIVE)
+		if (e->fate == RESUME_DOUBT)
 			e->fate = e->lane < lanes && e->seq <= committed[e->lane] ? RESUME_DURABLE
 										  : RESUME_GONE;
 	}

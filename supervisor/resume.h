@@ -17,6 +17,7 @@ enum resume_fate {
 	RESUME_DURABLE, /* of an earlier stream, and committed */
 	RESUME_GONE,    /* of an earlier stream, and not committed: it died with its supervisor */
 	RESUME_SKIPPED, /* the broker went on without it */
+	RESUME_DOUBT,   /* of an earlier stream, and perhaps committed */
 };
 
 /* One message of QoS 1, as it is kept in the state directory: a change is a new version there. */
@@ -30,9 +31,10 @@ struct resume_entry {
 
 /* How a message stands to the list. */
 enum resume_verdict {
-	RESUME_NEW,   /* not in it: to be stored, and noted with resume_note() */
-	RESUME_KNOWN, /* it has been taken before: only its acknowledgement is owed */
-	RESUME_AGAIN, /* it has been received before, and was lost since: to be stored */
+	RESUME_NEW,      /* not in it: to be stored, and noted with resume_note() */
+	RESUME_KNOWN,    /* it has been taken before: only its acknowledgement is owed */
+	RESUME_AGAIN,    /* it has been received before, and was lost since: to be stored */
+	RESUME_DOUBTFUL, /* it has been received before, and nobody knows whether it is stored */
 };
 
 enum resume_phase {

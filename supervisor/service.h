@@ -25,6 +25,12 @@ enum service_state {
 	STATE_DONE,
 };
 
+/* Of a lane of the stream in doubt: what is on its way to the spool. */
+struct doubt_lane {
+	struct buffer bytes;
+	uint64_t first, last, count;
+};
+
 struct service {
 	const struct config *cfg;
 	enum service_state state;
@@ -59,10 +65,15 @@ struct service {
 	int64_t spool_failed; /* since when the spool takes no writes, 0 if it does */
 	int64_t spool_retry_at;
 	int64_t spool_logged;
+	bool spool_disk_full;     /* there is hardly room on its disk */
 	int64_t spool_full_since; /* 0 while there is room */
 	int64_t spool_removed_at;
 	int64_t room_missing; /* since when the backlog is full, 0 if it is not */
 	int64_t spooling_since;
+	/* doubt.c */
+	bool in_doubt; /* the broker has been called though the list is in doubt */
+	int64_t doubt_at;
+	struct doubt_lane doubt[MESSAGE_LANES_MAX];
 	/* past.c */
 	bool doubtful; /* the list has messages of which only the database knows whether it has them
 			*/
@@ -102,6 +113,16 @@ int spool_feed_open(struct service *);
 void spool_feed(struct service *, struct lane *);
 bool spool_feed_is_empty(const struct service *, const struct lane *);
 int spool_feed_pending(struct service *, struct lane *);
+
+/* doubt.c */
+uint64_t doubt_load(struct service *);
+uint64_t doubt_settle(struct service *, const uint64_t *committed, size_t lanes, uint64_t *gone);
+void doubt_step(struct service *);
+int64_t doubt_deadline(const struct service *);
+int doubt_put(struct service *, struct record *, uint64_t position);
+uint64_t doubt_pending(const struct service *);
+int doubt_write(struct service *);
+void doubt_written(struct service *);
 
 /* past.c */
 int past_open(struct service *);

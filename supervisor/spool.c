@@ -91,7 +91,8 @@ static const struct dbfile_kind kind = {
     .application_id = 0x696e6773, /* "ings" */
     .version = 1,
     .schema = schema,
-    .pragmas = "PRAGMA page_size = 16384; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; "
+    .pragmas = "PRAGMA page_size = 16384; PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = "
+	       "256; PRAGMA synchronous = FULL; "
 	       "PRAGMA temp_store = MEMORY",
     .put_aside_event = "spool_put_aside",
     .consequence = "going on with a new one; what the old one held was acknowledged to the broker "

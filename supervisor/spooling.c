@@ -10,6 +10,7 @@
  */
 #include <stdio.h>
 #include <string.h>
+#include <sys/statvfs.h>
 
 #include "clock.h"
 #include "failpoint.h"
@@ -25,6 +26,8 @@
 /* In a stop there is less patience: the spool is the better place. */
 #define STOPPING_AFTER CLOCK_SECOND
 #define RETRY CLOCK_SECOND
+/* Room that is left on the disk for state.db, and to remove rows in: both need some to write. */
+#define RESERVE ((uint64_t)4 << 20)
 #define LOGGED_EVERY (60 * CLOCK_SECOND)
 /* Removing what is committed costs a write that waits for the disk. */
 #define REMOVE_INTERVAL (200 * CLOCK_MS)
@@ -60,7 +63,8 @@ spooling_count(const struct service *s)
 bool
 spooling_full(const struct service *s)
 {
-	return s->spool.open && s->spool.bytes >= (uint64_t)s->cfg->spool_limit && spooling_any(s);
+	return s->spool.open && spooling_any(s) &&
+	    (s->spool.bytes >= (uint64_t)s->cfg->spool_limit || s->spool_disk_full);
 }
 
 /* False when what is pending should be written before more is read. */
@@ -197,6 +201,15 @@ note_written(struct lane *l)
 	buffer_clear(&sp->pending);
 }
 
+static void
+look_at_disk(struct service *s)
+{
+	struct statvfs fs;
+
+	s->spool_disk_full = statvfs(s->cfg->state_dir, &fs) == 0 &&
+	    (uint64_t)fs.f_bavail * fs.f_frsize < RESERVE + PENDING_MOST;
+}
+
 /* One transaction for all lanes: what is to be durable, and what is done with. */
 static bool
 write_all(struct service *s)
@@ -210,19 +223,24 @@ write_all(struct service *s)
 		write_failed(s, "begin");
 		return false;
 	}
-	for (i = 0; i < s->lane_count && put_lane(s, &s->lanes[i]) == 0; i++)
-		;
-	if (i < s->lane_count || spool_commit(&s->spool) == -1) {
+	/* What is in doubt first: it came before all that is new. */
+	i = s->in_doubt ? doubt_write(s) : 0;
+	while (i >= 0 && i < s->lane_count)
+		i = put_lane(s, &s->lanes[i]) == 0 ? i + 1 : -1;
+	if (i < 0 || spool_commit(&s->spool) == -1) {
 		spool_roll_back(&s->spool);
 		s->spool.bytes = bytes;
-		write_failed(s, i < s->lane_count ? "write" : "sync");
+		write_failed(s, i < 0 ? "write" : "sync");
 		return false;
 	}
 	if (FAILPOINT("after_spool_is_synced"))
 		mqtt_drop(&s->mqtt);
 	for (i = 0; i < s->lane_count; i++)
 		note_written(&s->lanes[i]);
+	if (s->in_doubt)
+		doubt_written(s);
 	s->spool_removed_at = s->now;
+	look_at_disk(s);
 	write_succeeded(s);
 	return true;
 }
@@ -291,7 +309,7 @@ switch_lanes(struct service *s)
 		if (s->now >= due(s, l))
 			turn_on(s, l);
 		else if (l->spool.on && l->state == LANE_READY && l->trouble_since == 0 &&
-		    s->state == STATE_RUN && spool_feed_is_empty(s, l))
+		    s->state == STATE_RUN && s->save_failed == 0 && spool_feed_is_empty(s, l))
 			turn_off(s, l);
 	}
 }
@@ -305,6 +323,8 @@ is_to_be_written(const struct service *s)
 	const struct lane *l;
 	int i;
 
+	if (doubt_pending(s) > 0)
+		return true;
 	for (i = 0; i < s->lane_count; i++) {
 		l = &s->lanes[i];
 		if (l->spool.on && lane_in_flight(l) > 0)
@@ -322,7 +342,7 @@ note_empty(struct service *s)
 		return;
 	log_info("spooling", LOG_S("phase", "ends"), LOG_T("after", s->now - s->spooling_since),
 	    LOG_S("next", "records go to the writers directly again"));
-	s->spooling_since = 0;
+	s->spooling_since = s->spool_failed = s->spool_logged = 0;
 	if (spool_shrink(&s->spool) == -1)
 		log_warn("spool_not_shrunk", LOG_S("state_dir", s->cfg->state_dir),
 		    LOG_S("reason", s->spool.file.why));
@@ -343,6 +363,9 @@ watch_limit(struct service *s)
 	s->spool_full_since = s->now;
 	log_error("spool_full", LOG_S("phase", "begins"), LOG_U("bytes", s->spool.bytes),
 	    LOG_I("limit", s->cfg->spool_limit), LOG_U("records", spooling_count(s)),
+	    LOG_S("reason",
+		s->spool_disk_full ? "there is hardly room left on the disk of --state-dir"
+				   : "it has reached --spool-limit"),
 	    LOG_S("next",
 		"reading no more until the database takes records; the session is kept alive, the "
 		"broker holds what comes"));

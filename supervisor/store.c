@@ -31,10 +31,14 @@ const char *const store_sql[STORE_STATEMENTS] = {
     [STORE_STREAM_NOTE] = "INSERT OR IGNORE INTO stream (stream, live) VALUES (?, 0)",
     [STORE_STREAM_PUT] = "INSERT OR REPLACE INTO stream (stream, live) VALUES (?, 1)",
     [STORE_STREAM_END] = "UPDATE stream SET live = 0",
-    [STORE_STREAM_DATABASE] = "UPDATE stream SET database = ? WHERE live",
+    [STORE_STREAM_DATABASE] = "UPDATE stream SET database = ? WHERE live = 1",
     [STORE_STREAM_DELETE] = "DELETE FROM stream WHERE stream = ?",
     [STORE_STREAM_PAST] = "SELECT stream FROM stream WHERE NOT live AND stream <> ? LIMIT 1",
-    [STORE_STREAM_LIVE] = "SELECT stream, database FROM stream WHERE live",
+    [STORE_STREAM_LIVE] = "SELECT stream, database FROM stream WHERE live = 1",
+    /* 2: it began while the live one was in doubt, and has sent nothing to a writer. */
+    [STORE_STREAM_RUNNING] = "SELECT stream FROM stream WHERE live = 2",
+    [STORE_STREAM_NONE_RUNS] = "UPDATE stream SET live = 0 WHERE live = 2",
+    [STORE_STREAM_RUN] = "UPDATE stream SET live = 2 WHERE stream = ?",
 };
 
 _Static_assert(STORE_STATEMENTS <= DBFILE_STATEMENTS_MAX, "a dbfile has room for all statements");
@@ -204,16 +208,19 @@ put_reuses_ids(struct store *s, const struct resume *r)
 	return 0;
 }
 
-/* What has changed, and the stream that is live from here on, if it is another. */
+/*
+ * What has changed, and two statements about a stream, if it is not NULL: what is put out, and what
+ * it is from here on.
+ */
 static int
-transaction(struct store *s, struct resume *r, const char *stream)
+transaction(struct store *s, struct resume *r, const char *stream, int out, int in)
 {
 	if (store_run_text(s, STORE_BEGIN, NULL, NULL, NULL) == -1)
 		return -1;
 	if (put_changes(s, r) == -1 || put_reuses_ids(s, r) == -1 ||
 	    (stream != NULL &&
-		(store_run_text(s, STORE_STREAM_END, NULL, NULL, NULL) == -1 ||
-		    store_run_text(s, STORE_STREAM_PUT, stream, NULL, NULL) == -1)) ||
+		(store_run_text(s, out, NULL, NULL, NULL) == -1 ||
+		    store_run_text(s, in, stream, NULL, NULL) == -1)) ||
 	    store_run_text(s, STORE_COMMIT, NULL, NULL, NULL) == -1)
 		return undo(s);
 	r->dirty_from = r->dirty_to = 0;
@@ -229,7 +236,7 @@ store_save(struct store *s, struct resume *r)
 		snprintf(s->file.why, sizeof(s->file.why), "failpoint");
 		return -1;
 	}
-	return transaction(s, r, NULL);
+	return transaction(s, r, NULL, 0, 0);
 }
 
 /* ---- streams and session ---- */
@@ -252,7 +259,21 @@ store_begin_stream(struct store *s, const char *stream, struct resume *r)
 		snprintf(s->file.why, sizeof(s->file.why), "failpoint");
 		return -1;
 	}
-	return transaction(s, r, stream);
+	return transaction(s, r, stream, STORE_STREAM_END, STORE_STREAM_PUT);
+}
+
+/*
+ * The stream before cannot be closed now, and this one begins all the same: entries in doubt are of
+ * that one, live ones of this. As above.
+ */
+int
+store_run_in_doubt(struct store *s, const char *stream, struct resume *r)
+{
+	if (FAILPOINT("before_doubt_is_noted")) {
+		snprintf(s->file.why, sizeof(s->file.why), "failpoint");
+		return -1;
+	}
+	return transaction(s, r, stream, STORE_STREAM_NONE_RUNS, STORE_STREAM_RUN);
 }
 
 /* Where the live stream is written. */

@@ -19,6 +19,8 @@ struct store_session {
 /* state.db, which only this process has open. */
 struct store {
 	struct dbfile file;
+	char running[STORE_STREAM_LENGTH +
+	    1]; /* of a run that began while that one was in doubt, or empty */
 	char live[STORE_STREAM_LENGTH + 1]; /* the stream of the list's live entries, or empty */
 	char database[64];                  /* where that stream was written, or empty */
 	bool outdated; /* the machine has been started anew since it was written, and it was not
@@ -36,6 +38,7 @@ int store_save_session(
     struct store *, const char *broker, const char *client_id, const char *filters);
 int store_note_stream(struct store *, const char *stream);
 int store_begin_stream(struct store *, const char *stream, struct resume *);
+int store_run_in_doubt(struct store *, const char *stream, struct resume *);
 int store_note_database(struct store *, const char *database);
 int store_forget_stream(struct store *, const char *stream);
 int store_next_past(struct store *, const char *own, char stream[STORE_STREAM_LENGTH + 1]);

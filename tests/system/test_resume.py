@@ -181,7 +181,7 @@ def test_a_writer_of_the_run_before_that_wakes_up_late_commits_nothing(broker, t
         daemon.process.kill()
         daemon.process.wait()
         holder.rollback()
-    new = ingestd(broker=wire.url, writers=1).wait_ready(1)
+    new = ingestd(broker=wire.url, writers=1, spool_after="60s").wait_ready(1)
     assert bool(new.events("predecessor_ended")) == in_transaction
     table.wait_for_rows(500)
     os.kill(old, signal.SIGCONT)
@@ -530,7 +530,7 @@ def seconds_between(a, b):
 
 
 @pytest.mark.slow
-def test_without_its_database_a_start_after_a_kill_leaves_the_broker_alone_and_a_stop_forgets_nothing(
+def test_without_its_database_and_a_spool_a_start_after_a_kill_leaves_the_broker_alone_and_a_stop_forgets_nothing(
         broker, table, ingestd, wire):
     daemon = ingestd(broker=wire.url).wait_ready()
     wire.stall("up")
@@ -541,7 +541,7 @@ def test_without_its_database_a_start_after_a_kill_leaves_the_broker_alone_and_a
     wire.flow()
     table.server.stop()
     for signum in (signal.SIGTERM, signal.SIGKILL):
-        daemon = ingestd(broker=wire.url, log_level="debug")
+        daemon = ingestd(broker=wire.url, log_level="debug", spool_limit=0)
         daemon.wait_log("stream_to_close")
         daemon.wait_log("database_refused")
         # Well behind the second after which a start that has nothing to close calls the broker.
@@ -572,7 +572,7 @@ def test_a_writer_of_the_run_before_that_still_waits_for_its_commit_is_waited_fo
         old = daemon.writers().values()
         daemon.process.kill()
         daemon.process.wait()
-        new = ingestd(broker=wire.url)
+        new = ingestd(broker=wire.url, spool_after="60s")
         new.wait_log("stream_to_close")
         if how == "released":
             wait_until(lambda: holder.execute("SELECT count(*) FROM pg_locks WHERE NOT granted AND"

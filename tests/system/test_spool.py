@@ -1,11 +1,16 @@
 """An outage of any length: what is received goes to the disk, is acknowledged, and is stored once and in order."""
+import contextlib
 import os
+import shutil
 import signal
 import sqlite3
+import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from processes import is_running, wait_until
+from processes import is_running, run, wait_until
 from publisher import Publisher, numbered, publish
 from wire import Wire
 
@@ -58,6 +63,10 @@ def acknowledged(wire, n):
     wait_until(lambda: wire.count("up", "PUBACK") >= n, 30, f"{n} are acknowledged")
 
 
+def table_is_away(database):
+    return not answers(database)
+
+
 def answers(database):
     try:
         return database.query("SELECT 1")
@@ -72,6 +81,15 @@ def start(server, database):
 
 def size(state):
     return sum(p.stat().st_size for p in state.glob("spool.db*"))
+
+
+def spooled_on_disk(state):
+    """The daemon has the file for itself: a copy is read."""
+    with tempfile.TemporaryDirectory() as copy:
+        for part in ("spool.db", "spool.db-wal"):
+            shutil.copy(state / part, copy)
+        with contextlib.closing(sqlite3.connect(Path(copy) / "spool.db")) as c:
+            return c.execute("SELECT coalesce(sum(count), 0) FROM spool").fetchone()[0]
 
 
 @pytest.fixture
@@ -169,7 +187,7 @@ def broker_has_sent(daemon, n):
 
 @pytest.mark.parametrize("before, after", [(2, 2), (1, 3), (3, 1)])
 def test_a_supervisor_killed_while_spooling_loses_nothing_and_stores_nothing_twice(
-        broker, table, spooling, wire, before, after):
+        broker, table, spooling, wire, state, before, after):
     daemon = spooling(broker=wire.url, writers=before).wait_ready(before)
     publish(broker, messages(1000))
     table.wait_for_rows(1000)
@@ -180,7 +198,7 @@ def test_a_supervisor_killed_while_spooling_loses_nothing_and_stores_nothing_twi
     wire.stall("up")
     publish(broker, messages(1000, start=4000))
     wait_until(lambda: wire.count("down", "PUBLISH") >= 5000, 30, "all is sent to it")
-    wait_until(lambda: spooled_on_disk(daemon) >= 4000, 30, "all is in the spool")
+    wait_until(lambda: spooled_on_disk(state) >= 4000, 30, "all is in the spool")
     daemon.kill()
     wire.cut()
     wire.flow()
@@ -190,20 +208,6 @@ def test_a_supervisor_killed_while_spooling_loses_nothing_and_stores_nothing_twi
     table.wait_for_rows(5500)
     assert daemon.stop() == 0
     assert_once_in_order(table, 5500)
-
-
-def spooled_on_disk(daemon):
-    home = daemon.arguments[daemon.arguments.index("--state-dir") + 1]
-    # Its own connection would be refused: the daemon has the file for itself. A copy is read.
-    import shutil
-    import tempfile
-    from pathlib import Path
-    with tempfile.TemporaryDirectory() as copy:
-        for part in Path(home).glob("spool.db*"):
-            if not part.name.endswith("-shm"):
-                shutil.copy(part, copy)
-        with sqlite3.connect(Path(copy) / "spool.db") as c:
-            return c.execute("SELECT coalesce(sum(count), 0) FROM spool").fetchone()[0]
 
 
 def test_a_supervisor_killed_while_draining_stores_everything_once(broker, table, spooling, wire):
@@ -260,6 +264,81 @@ def test_an_outage_in_the_middle_of_draining_is_one_more(broker, table, spooling
     daemon.wait_log("spooling", 30, phase="ends")
     assert daemon.stop() == 0
     assert_once_in_order(table, 12000)
+
+
+# ---- in doubt ----
+
+def in_doubt(table, wire, daemon, committed, open_):
+    """kill -9 with messages of which the broker has no acknowledgement: some are committed, some are not."""
+    wire.stall("up")
+    publish_to(wire, messages(committed))
+    table.wait_for_rows(committed)
+    with table.locked() as holder:
+        publish_to(wire, messages(open_, start=committed))
+        wait_until(lambda: wire.count("down", "PUBLISH") >= committed + open_, 30, "all is sent to it")
+        table.wait_for_waiter(holder)
+        writers = daemon.writers()
+        daemon.process.kill()
+        daemon.process.wait()
+        for pid in writers.values():
+            wait_until(lambda: not is_running(pid), 30, "a writer ends")
+        holder.rollback()
+    wire.cut()
+    wire.flow()
+
+
+def publish_to(wire, some):
+    publisher = Publisher(wire.upstream)
+    publisher.publish(some)
+    publisher.close()
+
+
+@pytest.mark.parametrize("kills", [0, 1, 3])
+def test_without_a_database_a_start_after_a_kill_takes_in_what_is_in_doubt_and_stores_it_once(
+        broker, table, ingestd, spooling, wire, kills):
+    """Only the database knows what of it is committed, and it is away."""
+    daemon = ingestd(broker=wire.url, flush_timeout="300ms").wait_ready()
+    in_doubt(table, wire, daemon, 200, 300)
+    table.server.stop()
+    total, sent = 500, wire.count("up", "PUBACK")
+    for kill in range(kills + 1):
+        daemon = spooling(broker=wire.url, writers=2 + kill % 2)
+        if kill == 0:
+            daemon.wait_log("stream_in_doubt")
+        daemon.wait_log("mqtt_subscribed")
+        publish_to(wire, messages(100, start=total))
+        total += 100
+        if kill == kills:
+            break
+        # Not all of it gets through before the next death.
+        wait_until(lambda: wire.count("up", "PUBACK") > sent, 30, "some is acknowledged")
+        daemon.kill()
+    start(table.server, table)
+    table.wait_for_rows(total, 60)
+    daemon.wait_log("spooling", 30, phase="ends")
+    assert daemon.stop() == 0
+    assert_once_in_order(table, total)
+    assert daemon.totals()["spooled"] == 0
+
+
+def test_what_is_in_doubt_survives_a_stop_without_a_database(broker, table, ingestd, spooling, wire, state):
+    daemon = ingestd(broker=wire.url, flush_timeout="300ms").wait_ready()
+    in_doubt(table, wire, daemon, 200, 300)
+    table.server.stop()
+    for run_ in range(2):
+        daemon = spooling(broker=wire.url)
+        daemon.wait_log("mqtt_subscribed")
+        publish_to(wire, messages(100, start=500 + 100 * run_))
+        wait_until(lambda: spooled_on_disk(state) == 600 + 100 * run_, 30, "all is in the spool")
+        assert daemon.stop() == 0
+        # The two hundred that are committed count as spooled as well: nobody knows.
+        assert_balanced(daemon.totals(), 600 + 100 * run_)
+    start(table.server, table)
+    daemon = spooling(broker=wire.url, writers=3).wait_ready(3)
+    table.wait_for_rows(700, 60)
+    daemon.wait_log("spooling", 30, phase="ends")
+    assert daemon.stop() == 0
+    assert_once_in_order(table, 700)
 
 
 # ---- limits ----
@@ -319,3 +398,196 @@ def test_limits_that_make_no_sense_are_said_at_the_start(broker, table, spooling
     daemon = spooling(spool_limit="1024GiB").wait_ready()
     assert int(daemon.wait_log("spool_limit_large")["free"]) > 0
     assert daemon.stop() == 0
+
+
+# ---- bad files, bad disks ----
+
+@pytest.fixture
+def left(broker, table, spooling, wire, state):
+    """A state directory with a thousand messages in the spool; the database is away."""
+    table.server.stop()
+    daemon = spooling(broker=wire.url)
+    daemon.wait_log("mqtt_subscribed")
+    publish(broker, messages(1000))
+    acknowledged(wire, 1000)
+    assert daemon.stop() == 0
+    return state / "spool.db"
+
+
+def change(sql):
+    def do(path):
+        with contextlib.closing(sqlite3.connect(path)) as c:
+            c.executescript(sql)
+    return do
+
+
+def truncated(path):
+    with open(path, "r+b") as f:
+        f.truncate(path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("harm", [
+    truncated, lambda path: path.write_bytes(os.urandom(70000)), lambda path: path.write_bytes(b"text"),
+    change("PRAGMA application_id = 1"), change("DROP TABLE closed"), change("UPDATE spool SET count = 'many'"),
+], ids=["truncated", "garbage", "text", "somebody_elses", "without_a_table", "senseless"])
+def test_a_spool_that_cannot_be_read_is_put_aside_as_it_is_and_said(broker, table, spooling, left, harm):
+    harm(left)
+    before = left.read_bytes()
+    start(table.server, table)
+    daemon = spooling()
+    said = daemon.wait_log("spool_put_aside")
+    assert said.level == "error" and "not stored" in said["next"]
+    assert (left.parent / said["kept_as"]).read_bytes() == before
+    daemon.wait_ready()
+    publish(broker, messages(10, start=1000))
+    table.wait_for_rows(10)
+    assert daemon.stop() == 0
+
+
+def test_a_spool_of_a_newer_version_ends_it_with_73_and_stays_as_it_is(spooling, left):
+    change("PRAGMA user_version = 2")(left)
+    before = left.read_bytes()
+    daemon = spooling()
+    assert daemon.wait() == 73
+    assert daemon.wait_log("state_dir_unusable")["file"] == "spool.db"
+    assert left.read_bytes() == before
+
+
+def test_one_row_that_cannot_be_understood_costs_itself_only_and_is_kept(broker, table, spooling, left):
+    with contextlib.closing(sqlite3.connect(left)) as c:
+        row, lost = c.execute("SELECT id, count FROM spool ORDER BY id LIMIT 1").fetchone()
+        c.execute("UPDATE spool SET records = randomblob(length(records)) WHERE id = ?", (row,))
+        c.commit()
+    start(table.server, table)
+    daemon = spooling().wait_ready()
+    said = daemon.wait_log("spool_row_unreadable")
+    assert (said.level, said["records"]) == ("error", str(lost))
+    table.wait_for_rows(1000 - lost)
+    daemon.wait_log("spooling", 30, phase="ends")
+    assert daemon.stop() == 0
+    assert_balanced(daemon.totals(), 1000 - lost)
+    with contextlib.closing(sqlite3.connect(left)) as c:
+        assert c.execute("SELECT id, count FROM unreadable").fetchall() == [(row, lost)]
+
+
+def test_the_spool_of_another_client_id_is_said_and_stored(broker, table, spooling, left):
+    start(table.server, table)
+    daemon = spooling(client_id="another").wait_ready()
+    assert daemon.wait_log("spool_of_another_client")["is"] == "another"
+    table.wait_for_rows(1000)
+    assert daemon.stop() == 0
+    assert_once_in_order(table, 1000)
+
+
+@contextlib.contextmanager
+def small_disk(path, size):
+    path.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(path)], capture_output=True,
+                          text=True)
+    if done.returncode != 0:
+        pytest.skip(f"cannot mount here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        run("umount", "--lazy", path)
+
+
+def fill(path):
+    """Takes all the room that is left on the file system of a directory. Returns the file that does."""
+    filler = path / "filler"
+    with open(filler, "wb", buffering=0) as f:
+        for size in (1 << 16, 1 << 12, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    f.write(bytes(size))
+    return filler
+
+
+def test_the_spool_leaves_room_on_its_disk_and_drains_from_there(broker, table, spooling, wire, state):
+    n = 20000
+    with small_disk(state, "24m"):
+        table.server.stop()
+        daemon = spooling(broker=wire.url)
+        daemon.wait_log("mqtt_subscribed")
+        publish(broker, messages(n, pad="x" * 1000))
+        assert "disk" in daemon.wait_log("spool_full", 30, phase="begins")["reason"]
+        assert shutil.disk_usage(state).free > 1 << 20
+        assert daemon.stop() == 0
+        spooled = daemon.totals()["spooled"]
+        assert 0 < spooled < n
+        start(table.server, table)
+        daemon = spooling(broker=wire.url).wait_ready()
+        table.wait_for_rows(n, 60)
+        daemon.wait_log("spooling", 30, phase="ends")
+        assert daemon.events("spool_failed") == []
+        assert shutil.disk_usage(state).free > 16 << 20
+        assert daemon.stop() == 0
+        assert_once_in_order(table, n)
+
+
+def test_on_a_disk_that_somebody_else_fills_nothing_is_acknowledged_that_is_not_safe(
+        broker, table, spooling, wire, state):
+    n = 4000
+    with small_disk(state, "40m"):
+        table.server.stop()
+        daemon = spooling(broker=wire.url)
+        daemon.wait_log("mqtt_subscribed")
+        publish(broker, messages(1000, pad="x" * 1000))
+        acknowledged(wire, 1000)
+        filler = fill(state)
+        publish(broker, messages(n - 1000, start=1000, pad="x" * 10000))
+        wait_until(lambda: daemon.events("spool_failed") or daemon.events("state_not_written"), 30, "it is noticed")
+        assert wire.count("up", "PUBACK") < n
+        start(table.server, table)
+        # What is in the spool need not wait for room.
+        table.wait_for_rows(1000, 60)
+        filler.unlink()
+        table.wait_for_rows(n, 60)
+        assert daemon.stop() == 0
+        assert_once_in_order(table, n)
+
+
+# The spool may not grow, while state.db, which is smaller, may.
+SMALL_FILES = ("sh", "-c", "trap '' XFSZ; ulimit -S -f 24000; exec \"$@\"", "sh")
+
+
+@pytest.mark.parametrize("way_out", ["room", "database"])
+def test_a_spool_that_cannot_be_written_stops_the_acknowledging_until_there_is_room_or_the_database(
+        broker, table, spooling, wire, way_out):
+    n = 4000
+    table.server.stop()
+    daemon = spooling(broker=wire.url, prefix=SMALL_FILES)
+    daemon.wait_log("mqtt_subscribed")
+    publish(broker, messages(n, pad="x" * 10000))
+    failed = daemon.wait_log("spool_failed", 30)
+    assert failed.level == "error" and "not acknowledged" in failed["next"] and len(failed["reason"]) > 5
+    assert wire.count("up", "PUBACK") < n
+    if way_out == "room":
+        run("prlimit", "--pid", daemon.pid, "--fsize=unlimited:unlimited")
+        daemon.wait_log("spool_recovered", 30)
+        acknowledged(wire, n)
+        assert table_is_away(table)
+    start(table.server, table)
+    table.wait_for_rows(n, 60)
+    daemon.wait_log("spooling", 30, phase="ends")
+    wait_until(lambda: wire.count("up", "PUBACK") == n, 30, "all is acknowledged")
+    assert daemon.stop() == 0
+    assert_once_in_order(table, n)
+
+
+def test_a_spool_that_stays_unwritable_ends_a_stop_with_74_and_leaves_the_rest_at_the_broker(
+        broker, table, spooling, wire, state):
+    n = 4000
+    table.server.stop()
+    daemon = spooling(broker=wire.url, flush_timeout="500ms", drain_timeout="500ms", prefix=SMALL_FILES)
+    daemon.wait_log("mqtt_subscribed")
+    publish(broker, messages(n, pad="x" * 10000))
+    daemon.wait_log("spool_failed", 30)
+    assert daemon.stop() == 74
+    totals = daemon.totals()
+    assert 0 < totals["unacknowledged"] and totals["received"] == totals["spooled"] + totals["unacknowledged"]
+    start(table.server, table)
+    daemon = spooling(broker=wire.url).wait_ready()
+    table.wait_for_rows(n, 60)
+    assert daemon.stop() == 0
+    assert_once_in_order(table, n)

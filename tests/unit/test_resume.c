@@ -166,6 +166,16 @@ a_broken_repetition_can_be_repeated_again(void **state)
 	resume_free(&r);
 }
 
+/* As a new run finds them: the database is still to be asked. */
+static void
+come_into_doubt(struct resume *r)
+{
+	uint64_t at;
+
+	for (at = r->head; at < r->tail; at++)
+		resume_at(r, at)->fate = RESUME_DOUBT;
+}
+
 static void
 a_lost_session_empties_the_list_and_says_what_was_not_stored(void **state)
 {
@@ -174,6 +184,7 @@ a_lost_session_empties_the_list_and_says_what_was_not_stored(void **state)
 
 	(void)state;
 	list_of(&r, 5);
+	come_into_doubt(&r);
 	resume_settle(&r, committed, 2);
 	assert_int_equal(resume_count_gone(&r), 2);
 	resume_connected(&r, false);
@@ -193,6 +204,7 @@ what_died_with_its_supervisor_is_stored_again_and_once(void **state)
 
 	(void)state;
 	list_of(&r, 3);
+	come_into_doubt(&r);
 	resume_settle(&r, committed, 2);
 	resume_connected(&r, true);
 	assert_int_equal(again(&r, 1, 1001), RESUME_KNOWN);
@@ -206,6 +218,28 @@ what_died_with_its_supervisor_is_stored_again_and_once(void **state)
 }
 
 static void
+what_is_in_doubt_is_told_and_what_is_ours_is_not_settled(void **state)
+{
+	const uint64_t committed[] = {9999, 9999};
+	struct resume r;
+	uint64_t at;
+
+	(void)state;
+	list_of(&r, 3);
+	come_into_doubt(&r);
+	resume_at(&r, r.head + 2)->fate = RESUME_LIVE;
+	resume_connected(&r, true);
+	assert_int_equal(resume_receive(&r, 1, 1001, true, &at), RESUME_DOUBTFUL);
+	assert_int_equal(at, r.head);
+	assert_int_equal(resume_receive(&r, 2, 1002, true, &at), RESUME_DOUBTFUL);
+	assert_int_equal(again(&r, 3, 1003), RESUME_KNOWN);
+	resume_settle(&r, committed, 2);
+	assert_int_equal(resume_at(&r, r.head)->fate, RESUME_DURABLE);
+	assert_int_equal(resume_at(&r, r.head + 2)->fate, RESUME_LIVE);
+	resume_free(&r);
+}
+
+static void
 a_lane_that_is_not_known_has_committed_nothing(void **state)
 {
 	const uint64_t committed[] = {9999};
@@ -213,6 +247,7 @@ a_lane_that_is_not_known_has_committed_nothing(void **state)
 
 	(void)state;
 	list_of(&r, 3);
+	come_into_doubt(&r);
 	resume_settle(&r, committed, 1);
 	assert_int_equal(resume_count_gone(&r), 3);
 	resume_free(&r);
@@ -345,6 +380,7 @@ deliver(struct resume *r, struct model *b, unsigned i, bool dup, uint64_t *seq)
 		b->m[i].times++;
 		break;
 	case RESUME_KNOWN:
+	case RESUME_DOUBTFUL:
 		break;
 	}
 }
@@ -427,6 +463,7 @@ main(void)
 	    cmocka_unit_test(a_broken_repetition_can_be_repeated_again),
 	    cmocka_unit_test(a_lost_session_empties_the_list_and_says_what_was_not_stored),
 	    cmocka_unit_test(what_died_with_its_supervisor_is_stored_again_and_once),
+	    cmocka_unit_test(what_is_in_doubt_is_told_and_what_is_ours_is_not_settled),
 	    cmocka_unit_test(a_lane_that_is_not_known_has_committed_nothing),
 	    cmocka_unit_test(what_the_broker_has_confirmed_leaves_the_list),
 	    cmocka_unit_test(an_equal_message_under_an_id_that_is_reused_at_once_is_new),

@@ -24,6 +24,8 @@ SOURCES = [p for d in ("supervisor", "worker") for p in sorted((ROOT / d).glob("
 PLACES = sorted({name for p in SOURCES for name in re.findall(r'FAILPOINT\("(\w+)"\)', p.read_text())})
 # Those on the way of a record through the spool.
 SPOOLING = [name for name in PLACES if "spool" in name or "row_is" in name]
+# Those of a start without a database.
+IN_DOUBT = [name for name in PLACES if "doubt" in name]
 FIRST, SECOND, THIRD = 400, 600, 700
 BAD = 10
 
@@ -130,7 +132,7 @@ def messages(n, start=0):
 
 
 @pytest.mark.parametrize("action", ["kill", "stop", "error"])
-@pytest.mark.parametrize("place", sorted(set(PLACES) - set(SPOOLING)))
+@pytest.mark.parametrize("place", sorted(set(PLACES) - set(SPOOLING) - set(IN_DOUBT)))
 def test_nothing_is_lost_and_nothing_doubled(broker, database, lives, place, action):
     see(live, broker, database, lives, place, action)
 
@@ -139,6 +141,12 @@ def test_nothing_is_lost_and_nothing_doubled(broker, database, lives, place, act
 @pytest.mark.parametrize("place", SPOOLING)
 def test_nothing_is_lost_and_nothing_doubled_on_the_way_through_the_spool(broker, database, lives, place, action):
     see(live_with_the_spool, broker, database, lives, place, action)
+
+
+@pytest.mark.parametrize("action", ["kill", "stop", "error"])
+@pytest.mark.parametrize("place", IN_DOUBT)
+def test_nothing_is_lost_and_nothing_doubled_when_the_database_cannot_be_asked(broker, database, lives, place, action):
+    see(live_in_doubt, broker, database, lives, place, action)
 
 
 def see(live, broker, database, lives, place, action):
@@ -156,8 +164,8 @@ def see(live, broker, database, lives, place, action):
         waker.join()
 
 
-def live(broker, database, lives, place, action):
-    # A life that ends with messages received, some of them committed, none acknowledged.
+def first_life(broker, database, lives):
+    """Ends with messages received, some of them committed, none acknowledged."""
     first = lives.start(flush_timeout="1s")
     first.wait_log("mqtt_subscribed")
     lives.wire.stall("up")
@@ -170,6 +178,10 @@ def live(broker, database, lives, place, action):
         lives.wire.cut()
         lives.wire.flow()
         holder.rollback()
+
+
+def live(broker, database, lives, place, action):
+    first_life(broker, database, lives)
 
     # The life with the failpoint, which may end it at any time.
     daemon = lives.start(f"{place}:{action}")
@@ -209,6 +221,20 @@ def see_the_rest(broker, database, lives, n):
     assert sorted(found) == list(range(n + 50))
     assert {n: times for n, times in found.items() if times != 1} == {}
     assert_ordered(database)
+
+
+def live_in_doubt(broker, database, lives, place, action):
+    first_life(broker, database, lives)
+    database.server.stop()
+    daemon = lives.start(f"{place}:{action}", spool_after="100ms", flush_timeout="1s")
+    publish(broker, messages(SECOND - FIRST, start=FIRST))
+    wait_until(lambda: lives.visited(place), 30, f"it comes to {place}")
+    wait_until(lambda: lives.is_over() or daemon.events("mqtt_subscribed"), 30, "it goes on, or not")
+    database.server.start()
+    if not lives.is_over():
+        daemon.process.send_signal(signal.SIGTERM)
+        wait_until(lives.is_over, 40, "it stops")
+    see_the_rest(broker, database, lives, SECOND)
 
 
 def live_with_the_spool(broker, database, lives, place, action):

@@ -181,6 +181,14 @@ def test_the_manual_explains_every_event():
     assert [e for e in sorted(events) if not re.search(rf"\b{e}\b", text)] == []
 
 
+def test_the_manual_and_the_writer_agree_on_what_a_sqlstate_means():
+    source = (ROOT / "worker" / "sqlstate.c").read_text()
+    table = dict(re.findall(r'\{"(\w+)", TROUBLE_(\w+)\}', source))
+    assert len(table) > 20 and table["53400"] == "CONFIGURATION"
+    printed = dict(re.findall(r"^\.It (\w+) Ta (transient|configuration|data) Ta ", MANUALS[0].read_text(), re.M))
+    assert printed == {prefix: name.lower() for prefix, name in table.items()}
+
+
 @pytest.mark.parametrize("manual", MANUALS, ids=lambda path: path.name)
 def test_manuals_are_clean(manual):
     done = subprocess.run(["mandoc", "-T", "lint", "-W", "warning", str(manual)], capture_output=True, text=True)

@@ -325,5 +325,8 @@ message_decode(const uint8_t *p, size_t n, size_t cap, struct message *m, size_t
 	if (zone == NULL || msgpack_unpack((const char *)p, *used, &offset, zone, &object) < 0 ||
 	    offset != *used)
 		return message_bad(&c, "msgpack-c cannot unpack it");
-	return fill(object.via.array.ptr, m, &c);
+	rc = fill(object.via.array.ptr, m, &c);
+	if (rc == MESSAGE_OK && m->type == MESSAGE_RECORD)
+		m->record.encoded = (struct text){(const char *)p, *used};
+	return rc;
 }

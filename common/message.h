@@ -38,6 +38,9 @@ enum trouble_class {
  */
 #define TROUBLE_CLAIMED "IG001"
 
+/* That of TROUBLE with a batch that is held because too many rows are refused. */
+#define TROUBLE_BREAKER "IG002"
+
 /* Bytes of text or payload, not terminated; s may be NULL when n is 0. */
 struct text {
 	const char *s;
@@ -48,8 +51,12 @@ struct text {
 /* As many as --writers allows. */
 #define MESSAGE_LANES_MAX 64
 
-/* One MQTT message. payload.n < payload_size means that only its first bytes were kept. */
+/*
+ * One MQTT message. payload.n < payload_size means that only its first bytes were kept. encoded is
+ * the whole message of a record that was decoded, for those who want to keep it.
+ */
 struct record {
+	struct text encoded;
 	uint64_t seq;
 	int64_t time;
 	struct text topic;

@@ -10,10 +10,19 @@
 /* Bytes of COPY text at which a batch is full; the last record may go beyond. */
 #define BATCH_BYTES (1024 * 1024)
 
+/* Where the line of a row ends in rows, and its record in records, counted from their heads. */
+struct batch_row {
+	size_t line_end;
+	size_t record_end;
+};
+
 /* What goes into one transaction. oldest is on the monotonic clock. */
 struct batch {
 	struct buffer rows;
 	struct buffer dead_letters;
+	struct buffer records;  /* of the rows, encoded, for what the database may refuse */
+	struct batch_row *ends; /* row_count of them */
+	size_t ends_cap;
 	uint64_t row_count;
 	uint64_t dead_letter_count;
 	uint64_t last_seq;
@@ -28,6 +37,8 @@ enum batch_result {
 
 enum batch_result batch_add(
     struct batch *, const struct record *, int lane, int64_t now, struct payload_verdict *);
+struct text batch_lines(const struct batch *, size_t first, size_t count);
+int batch_record(const struct batch *, size_t row, struct message *);
 bool batch_full(const struct batch *, int64_t size);
 void batch_clear(struct batch *);
 void batch_free(struct batch *);

@@ -148,11 +148,12 @@ append_properties(struct buffer *out, const struct record *r)
 	return rc;
 }
 
+/* As a COPY field that a text column takes. */
 static int
-append_topic(struct buffer *out, struct text topic)
+append_clean(struct buffer *out, struct text t)
 {
 	struct buffer clean = {0};
-	int rc = append_as_text(&clean, topic);
+	int rc = append_as_text(&clean, t);
 
 	if (rc == 0)
 		rc = row_append_escaped(out, clean.data, buffer_size(&clean));
@@ -161,21 +162,29 @@ append_topic(struct buffer *out, struct text topic)
 }
 
 static int
-append_line(struct buffer *out, const struct record *r, int lane, const char *reason)
+append_line(struct buffer *out, const struct record *r, int lane, const char *reason,
+    const char *sqlstate, const char *detail)
 {
 	char time[ROW_TIME_SIZE], text[160];
 
 	row_format_time(time, r->time);
 	if (buffer_append(out, time, sizeof(time)) == -1 || append(out, "\t") == -1 ||
-	    append_topic(out, r->topic) == -1 || append(out, "\t") == -1 ||
+	    append_clean(out, r->topic) == -1 || append(out, "\t") == -1 ||
 	    append_bytea(out, r->payload) == -1)
 		return -1;
 	snprintf(text, sizeof(text), "\t%d\t%c\t", r->qos, r->retain ? 't' : 'f');
 	if (append(out, text) == -1 || append_properties(out, r) == -1)
 		return -1;
 	snprintf(text, sizeof(text), "\t%d\t", lane);
-	if (append(out, text) == -1 || row_append_escaped(out, reason, strlen(reason)) == -1 ||
-	    append(out, "\t\\N\t") == -1)
+	if (append(out, text) == -1 || append_clean(out, text_from(reason)) == -1 ||
+	    append(out, "\t") == -1)
+		return -1;
+	if (sqlstate != NULL)
+		return append_clean(out, text_from(sqlstate)) == -1 || append(out, "\t") == -1 ||
+			append_clean(out, text_from(detail)) == -1 || append(out, "\n") == -1
+		    ? -1
+		    : 0;
+	if (append(out, "\\N\t") == -1)
 		return -1;
 	if (r->payload.n == r->payload_size)
 		return append(out, "\\N\n");
@@ -184,18 +193,33 @@ append_line(struct buffer *out, const struct record *r, int lane, const char *re
 	return append(out, text);
 }
 
-/*
- * Appends the line of a record; reason is plain text without NUL, UTF-8. Returns -1 with errno when
- * memory is short; out is then as it was.
- */
-int
-dead_letter_append(struct buffer *out, const struct record *r, int lane, const char *reason)
+static int
+append_all(struct buffer *out, const struct record *r, int lane, const char *reason,
+    const char *sqlstate, const char *detail)
 {
 	size_t before = buffer_size(out);
 
-	if (append_line(out, r, lane, reason) == 0)
+	if (append_line(out, r, lane, reason, sqlstate, detail) == 0)
 		return 0;
 	out->len = out->head + before;
 	errno = ENOMEM;
 	return -1;
+}
+
+/*
+ * Appends the line of a record that cannot become a row; reason is words. Returns -1 with errno
+ * when memory is short; out is then as it was.
+ */
+int
+dead_letter_append(struct buffer *out, const struct record *r, int lane, const char *reason)
+{
+	return append_all(out, r, lane, reason, NULL, NULL);
+}
+
+/* The same for one that the database has refused, with its SQLSTATE and what it has said. */
+int
+dead_letter_append_refused(struct buffer *out, const struct record *r, int lane, const char *reason,
+    const char *sqlstate, const char *detail)
+{
+	return append_all(out, r, lane, reason, sqlstate, detail);
 }

@@ -9,5 +9,7 @@
 	"received, topic, payload, qos, retain, properties, lane, reason, sqlstate, detail"
 
 int dead_letter_append(struct buffer *, const struct record *, int lane, const char *reason);
+int dead_letter_append_refused(struct buffer *, const struct record *, int lane, const char *reason,
+    const char *sqlstate, const char *detail);
 
 #endif

@@ -10,6 +10,7 @@
 
 #include "batch.h"
 #include "dead_letter.h"
+#include "message.h"
 #include "row.h"
 #include "utf8.h"
 
@@ -304,6 +305,87 @@ a_dead_letter_tells_where_it_came_from_and_why(void **state)
 }
 
 static void
+a_refused_row_s_dead_letter_holds_what_the_database_said_whatever_that_is(void **state)
+{
+	struct record r = make_record("t", "{}", 2);
+	struct buffer b = {0};
+	struct line l;
+
+	(void)state;
+	assert_int_equal(
+	    dead_letter_append_refused(&b, &r, 1, "because", "22P02", "no\tint: \"\xc3\""), 0);
+	parse(&b, &l);
+	assert_int_equal(l.count, 10);
+	assert_field(&l, 2, "\\x7b7d");
+	assert_field(&l, 7, "because");
+	assert_field(&l, 8, "22P02");
+	/* Cut in the middle of a letter, it is still text. */
+	assert_field(&l, 9, "no\tint: \"\\xc3\"");
+	line_free(&l);
+	buffer_free(&b);
+}
+
+/* Decoded or not, with dead letters between them, and after batch_clear() as well. */
+static void
+a_batch_gives_the_lines_and_the_record_of_each_row(void **state)
+{
+	char payload[300], topic[20];
+	struct batch b = {0};
+	struct payload_verdict v;
+	struct record r;
+	struct message m;
+	struct text all, lines;
+	size_t rows, i, n;
+	int round;
+
+	(void)state;
+	for (round = 0; round < 20; round++) {
+		rows = 1 + random_below(2000);
+		for (i = 0; i < rows; i++) {
+			n = (size_t)snprintf(
+			    payload, sizeof(payload), "%zu%0*d", i, (int)random_below(200) + 1, 7);
+			snprintf(topic, sizeof(topic), "t/%zu", i);
+			r = make_record(topic, payload, n);
+			r.seq = i;
+			if (random_below(5) == 0) {
+				r.payload = (struct text){"{", 1};
+				r.payload_size = 1;
+				assert_int_equal(batch_add(&b, &r, 0, 1, &v), BATCH_DEAD_LETTER);
+				r = make_record(topic, payload, n);
+				r.seq = i;
+			}
+			assert_int_equal(batch_add(&b, &r, 0, 1, &v), BATCH_ROW);
+		}
+		assert_int_equal(b.row_count, rows);
+		all = batch_lines(&b, 0, rows);
+		assert_int_equal(all.n, buffer_size(&b.rows));
+		for (i = n = 0; i < rows; i++) {
+			lines = batch_lines(&b, i, 1);
+			assert_ptr_equal(lines.s, all.s + n);
+			n += lines.n;
+			assert_int_equal(lines.s[lines.n - 1], '\n');
+			assert_int_equal(batch_record(&b, i, &m), 0);
+			assert_int_equal(m.record.seq, i);
+			snprintf(topic, sizeof(topic), "t/%zu", i);
+			assert_int_equal(m.record.topic.n, strlen(topic));
+			assert_memory_equal(m.record.topic.s, topic, strlen(topic));
+			assert_non_null(
+			    memmem(lines.s, lines.n, m.record.payload.s, m.record.payload.n));
+		}
+		assert_int_equal(n, all.n);
+		batch_clear(&b);
+	}
+	/* What was decoded is kept as it came. */
+	assert_int_equal(message_encode_record(&b.dead_letters, &r), 0);
+	r.encoded =
+	    (struct text){(char *)buffer_head(&b.dead_letters), buffer_size(&b.dead_letters)};
+	assert_int_equal(batch_add(&b, &r, 0, 1, &v), BATCH_ROW);
+	assert_int_equal(buffer_size(&b.records), r.encoded.n);
+	assert_memory_equal(buffer_head(&b.records), r.encoded.s, r.encoded.n);
+	batch_free(&b);
+}
+
+static void
 a_batch_counts_what_it_holds_and_is_full_by_records_or_bytes(void **state)
 {
 	static char large[BATCH_BYTES];
@@ -364,6 +446,9 @@ main(void)
 	    cmocka_unit_test(text_becomes_a_json_string_that_means_the_same),
 	    cmocka_unit_test(a_dead_letter_holds_the_exact_bytes_whatever_they_are),
 	    cmocka_unit_test(a_dead_letter_tells_where_it_came_from_and_why),
+	    cmocka_unit_test(
+		a_refused_row_s_dead_letter_holds_what_the_database_said_whatever_that_is),
+	    cmocka_unit_test(a_batch_gives_the_lines_and_the_record_of_each_row),
 	    cmocka_unit_test(a_batch_counts_what_it_holds_and_is_full_by_records_or_bytes),
 	    cmocka_unit_test(
 		a_topic_that_text_cannot_hold_or_a_payload_that_was_cut_is_a_dead_letter),

@@ -71,6 +71,8 @@ static const struct option_row table[] = {
 	"records in a transaction at most"},
     {"batch-interval", 0, "TIME", KIND_DURATION, AT(batch_interval), CLOCK_MS, 3600 * CLOCK_SECOND,
 	"1s", TO_WRITER, "age at which a batch is committed at the latest"},
+    {"dead-letter-share", 0, "PERCENT", KIND_NUMBER, AT(dead_letter_share), 1, 100, "50", TO_WRITER,
+	"rows refused in a minute, of 1000 or more, past which they are held instead"},
     {"queue-limit", 0, "N", KIND_NUMBER, AT(queue_limit), 1, 100000000, "50000", 0,
 	"records held in memory before reading stops"},
     {"queue-bytes", 0, "SIZE", KIND_SIZE, AT(queue_bytes), 65536, MIB << 20, "256MiB", 0,

@@ -23,8 +23,8 @@ trouble_next(uint64_t class)
 		return "holding, nothing is acknowledged; trying again every few seconds until it "
 		       "is mended";
 	case TROUBLE_DATA:
-		return "holding; what this lane holds back soon stops all reading; nothing is "
-		       "dropped; trying again every few seconds";
+		return "holding, since no single row is at fault; nothing is acknowledged; trying "
+		       "again every few seconds";
 	default:
 		return "holding, nothing is acknowledged; the writer goes on trying";
 	}

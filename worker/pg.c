@@ -17,6 +17,7 @@
 
 #include "clock.h"
 #include "failpoint.h"
+#include "isolate.h"
 
 #define COPY_PIECE (64 * 1024)
 #define CONNECT_TIMEOUT_SECONDS 10
@@ -27,26 +28,34 @@
 static void
 error_clear(struct pg_error *e)
 {
-	e->sqlstate[0] = e->text[0] = '\0';
+	e->sqlstate[0] = e->text[0] = e->detail[0] = e->constraint[0] = '\0';
+	e->copy_line = 0;
+}
+
+/* As one line, as far as there is room. */
+static void
+copy_line(char *out, size_t size, const char *text)
+{
+	size_t n = 0;
+
+	for (; *text != '\0' && n + 2 < size; text++) {
+		if (*text != '\n' && *text != '\t')
+			out[n++] = *text;
+		else if (*text == '\n' && text[1] != '\0')
+			n = (size_t)(stpcpy(out + n, "; ") - out);
+	}
+	out[n] = '\0';
 }
 
 /* Copies a message as one line. The first error is the cause, later ones its consequences. */
 static void
 error_set(struct pg_error *e, const char *state, const char *text)
 {
-	size_t n = 0;
-
 	if (e->text[0] != '\0')
 		return;
 	snprintf(e->sqlstate, sizeof(e->sqlstate), "%s", state != NULL ? state : "");
-	for (; *text != '\0' && n + 2 < sizeof(e->text); text++) {
-		if (*text != '\n' && *text != '\t')
-			e->text[n++] = *text;
-		else if (*text == '\n' && text[1] != '\0')
-			n = (size_t)(stpcpy(e->text + n, "; ") - e->text);
-	}
-	e->text[n] = '\0';
-	if (n == 0)
+	copy_line(e->text, sizeof(e->text), text);
+	if (e->text[0] == '\0')
 		strcpy(e->text, "no message");
 }
 
@@ -106,8 +115,17 @@ static void
 note_result_error(struct pg *pg, const PGresult *res)
 {
 	const char *primary = PQresultErrorField(res, PG_DIAG_MESSAGE_PRIMARY);
+	const char *detail = PQresultErrorField(res, PG_DIAG_MESSAGE_DETAIL);
+	const char *constraint = PQresultErrorField(res, PG_DIAG_CONSTRAINT_NAME);
+	struct pg_error *e = &pg->error;
 
-	error_set(&pg->error, PQresultErrorField(res, PG_DIAG_SQLSTATE),
+	if (e->text[0] == '\0') {
+		copy_line(e->detail, sizeof(e->detail), detail != NULL ? detail : "");
+		copy_line(
+		    e->constraint, sizeof(e->constraint), constraint != NULL ? constraint : "");
+		e->copy_line = isolate_line(PQresultErrorField(res, PG_DIAG_CONTEXT));
+	}
+	error_set(e, PQresultErrorField(res, PG_DIAG_SQLSTATE),
 	    primary != NULL ? primary : PQresultErrorMessage(res));
 }
 
@@ -329,7 +347,7 @@ start(struct pg *pg)
 	PQclear(pg->rows);
 	pg->rows = NULL;
 	pg->not_durable = pg->copying = pg->fenced = false;
-	pg->copy_count = pg->copy = 0;
+	pg->copy_count = pg->copy = pg->copies_begun = pg->copies_done = 0;
 	pg->tag[0] = '\0';
 }
 
@@ -421,6 +439,7 @@ take_result(struct pg *pg, PGresult *res)
 	case PGRES_COPY_IN:
 		pg->copying = true;
 		pg->copied = 0;
+		pg->copies_begun++;
 		/* An empty text would end it well; a refusal is what these deserve. */
 		pg->astray = FAILPOINT("after_move_before_copy");
 		if (pg->fenced || pg->copy == pg->copy_count) {
@@ -441,6 +460,7 @@ take_result(struct pg *pg, PGresult *res)
 		snprintf(pg->tag, sizeof(pg->tag), "%s", PQcmdStatus(res));
 		if (strncmp(pg->tag, "UPDATE", 6) == 0 && strcmp(pg->tag, "UPDATE 1") != 0)
 			pg->fenced = true;
+		pg->copies_done += strncmp(pg->tag, "COPY", 4) == 0;
 		break;
 	default:
 		note_result_error(pg, res);

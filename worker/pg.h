@@ -23,10 +23,16 @@ enum pg_event {
 	PG_FAILED, /* the connection is lost or was never made; error says why */
 };
 
-/* sqlstate is empty when there is none. text is one line, empty when nothing is wrong. */
+/*
+ * sqlstate is empty when there is none. text is one line, empty when nothing is wrong. The rest is
+ * there where the server has said it: detail, one line too, may show what a record holds.
+ */
 struct pg_error {
 	char sqlstate[6];
 	char text[800];
+	char detail[600];
+	char constraint[64];
+	uint64_t copy_line; /* the line of a COPY that it names, from 1: a hint, 0 for none */
 };
 
 /* What a COPY … FROM STDIN of the query gets to read; not copied, must stay until PG_DONE. */
@@ -53,6 +59,7 @@ struct pg {
 	bool fenced; /* the copies' UPDATE did not touch exactly one row: they were refused */
 	struct pg_copy copies[PG_COPIES_MAX];
 	int copy_count, copy;
+	int copies_begun, copies_done; /* by the server */
 	size_t copied;
 	char tag[32]; /* of the last command that returned no rows */
 };

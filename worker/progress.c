@@ -132,6 +132,18 @@ progress_move_sql(const struct progress *p, uint64_t seq, uint64_t dead_letters)
 }
 
 /*
+ * Counts dead letters that were not known when the row was moved, in the same transaction. It must
+ * touch exactly one row, too.
+ */
+char *
+progress_count_sql(const struct progress *p, uint64_t dead_letters)
+{
+	return format("UPDATE ingestd.progress SET dead_letters = dead_letters + %llu "
+		      "WHERE stream = '%s' AND lane = %d; ",
+	    (unsigned long long)dead_letters, p->stream, p->lane);
+}
+
+/*
  * Shuts a stream that has ended: waits for the transactions of its last writers, after which none
  * of them can commit any more. Gives lane and seq of each.
  */

@@ -22,6 +22,7 @@ char *progress_look_sql(const struct progress *);
 char *progress_claim_sql(const struct progress *);
 char *progress_take_sql(const struct progress *);
 char *progress_move_sql(const struct progress *, uint64_t seq, uint64_t dead_letters);
+char *progress_count_sql(const struct progress *, uint64_t dead_letters);
 char *progress_close_sql(const char *stream);
 char *progress_evict_sql(const char *stream, int lane);
 char *progress_forget_sql(const char *stream, int lane);

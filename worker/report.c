@@ -26,7 +26,7 @@
 /* At the very end: for a supervisor that is busy. */
 #define FINISH_TIMEOUT CLOCK_SECOND
 /* A flood of dead letters gets this many lines a second, and the number of the others. */
-#define LOGGED_A_SECOND 5
+#define LOGGED_A_SECOND REFUSALS_KEPT
 #define TOPIC_SHOWN 200
 
 void
@@ -80,21 +80,24 @@ report_forgotten(struct report *r, const char *stream)
 	queue(r, &m);
 }
 
-/* A batch is durable; duration in microseconds. */
+/* A batch is durable, some of its rows as dead letters; duration in microseconds. */
 void
-report_committed(struct report *r, const struct batch *b, int64_t duration)
+report_committed(
+    struct report *r, const struct batch *b, const struct isolation *isolation, int64_t duration)
 {
 	struct message m = {.type = MESSAGE_COMMITTED};
+	uint64_t rows = b->row_count - isolation->refused;
+	uint64_t dead_letters = b->dead_letter_count + isolation->refused;
 
 	if (b->last_seq > r->watermark)
 		r->watermark = b->last_seq;
-	r->rows += b->row_count;
-	r->dead_letters += b->dead_letter_count;
+	r->rows += rows;
+	r->dead_letters += dead_letters;
 	r->batches++;
 	r->trouble = NULL;
 	m.committed.watermark = r->watermark;
-	m.committed.rows = b->row_count;
-	m.committed.dead_letters = b->dead_letter_count;
+	m.committed.rows = rows;
+	m.committed.dead_letters = dead_letters;
 	m.committed.batches = 1;
 	m.committed.duration = (uint64_t)duration;
 	queue(r, &m);
@@ -171,9 +174,10 @@ report_silent(struct report *r, int64_t now)
 	return CLOCK_NEVER;
 }
 
-/* Logs what could not become a row. */
+/* Logs what could not become a row; sqlstate is NULL where it was not the database that said so. */
 void
-report_dead_letter(struct report *r, const struct record *record, const char *reason, int64_t now)
+report_dead_letter(struct report *r, const struct record *record, const char *reason,
+    const char *sqlstate, int64_t now)
 {
 	char topic[TOPIC_SHOWN + 1];
 
@@ -188,7 +192,24 @@ report_dead_letter(struct report *r, const struct record *record, const char *re
 	snprintf(topic, sizeof(topic), "%.*s", (int)record->topic.n, record->topic.s);
 	log_silent(r);
 	log_warn("dead_lettered", LOG_S("topic", topic), LOG_S("reason", reason),
-	    LOG_U("seq", record->seq));
+	    LOG_S("sqlstate", sqlstate), LOG_U("seq", record->seq));
+}
+
+/* Logs the rows that became dead letters in a batch that is durable now. */
+void
+report_refused(struct report *r, const struct isolation *isolation, int64_t now)
+{
+	const struct refusal *kept;
+	struct message m;
+	uint64_t i;
+
+	for (i = 0; i < isolation->refused && i < REFUSALS_KEPT; i++) {
+		kept = &isolation->kept[i];
+		if (batch_record(isolation->batch, kept->row, &m) == 0)
+			report_dead_letter(r, &m.record, kept->reason, kept->sqlstate, now);
+	}
+	/* There is no second with lines for more. */
+	r->dead_letters_silent += isolation->refused - i;
 }
 
 /* Everything is committed: the totals of this process. */

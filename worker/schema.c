@@ -213,3 +213,43 @@ schema_batch_sql(const struct schema *s, const char *move, bool rows, bool dead_
 	    dead_letters ? "COPY ingestd.dead_letter (" DEAD_LETTER_COLUMNS ") FROM STDIN; " : "");
 	return rc == -1 ? NULL : sql;
 }
+
+/*
+ * The same for so many pieces of a batch, each behind a savepoint of its own: the query ends with
+ * the first that is refused, and those before it stay. before ends with the first savepoint.
+ */
+char *
+schema_pieces_sql(const struct schema *s, const char *before, size_t count)
+{
+	char *sql = NULL;
+	size_t n, i;
+	FILE *f = open_memstream(&sql, &n);
+
+	if (f == NULL)
+		return NULL;
+	fputs(before, f);
+	for (i = 0; i < count; i++)
+		fprintf(f, "%sCOPY %s (time, topic, payload) FROM STDIN; ",
+		    i > 0 ? SCHEMA_AFTER_GOOD : "", s->table);
+	if (fclose(f) == 0)
+		return sql;
+	free(sql);
+	return NULL;
+}
+
+/*
+ * The end of such a transaction: count is progress_count_sql()'s or empty, dead_letters how many
+ * COPYs there are for them.
+ */
+char *
+schema_isolated_sql(const char *before, const char *count, int dead_letters)
+{
+	static const char copy[] =
+	    "COPY ingestd.dead_letter (" DEAD_LETTER_COLUMNS ") FROM STDIN; ";
+	char *sql;
+	int rc;
+
+	rc = asprintf(&sql, "%s%s%s%sCOMMIT", before, count, dead_letters > 0 ? copy : "",
+	    dead_letters > 1 ? copy : "");
+	return rc == -1 ? NULL : sql;
+}

@@ -2,6 +2,7 @@
 #define WORKER_SCHEMA_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
 /* The name of the table as the user gave it and as SQL, and its schema, NULL if none was given.
  * Owned by the struct until schema_free(). */
@@ -53,6 +54,15 @@ struct schema_missing {
 	bool progress;
 };
 
+/*
+ * What stands before a piece of a batch, whose savepoint is there in every case: what is SET at its
+ * start outlives a refused piece. Constraints are to speak up at once, while it is known of what.
+ */
+#define SCHEMA_ISOLATE_BEGIN "ROLLBACK; BEGIN; "
+#define SCHEMA_ISOLATE_FIRST "SET CONSTRAINTS ALL IMMEDIATE; SAVEPOINT piece; "
+#define SCHEMA_AFTER_GOOD "RELEASE piece; SAVEPOINT piece; "
+#define SCHEMA_AFTER_BAD "ROLLBACK TO piece; "
+
 #define SCHEMA_FACTS_PARAMETERS 2
 #define SCHEMA_COLUMNS_PARAMETERS 1
 
@@ -63,6 +73,8 @@ const char *schema_lock_sql(void);
 const char *schema_columns_sql(void);
 char *schema_create_sql(const struct schema *, const struct schema_missing *);
 char *schema_batch_sql(const struct schema *, const char *move, bool rows, bool dead_letters);
+char *schema_pieces_sql(const struct schema *, const char *before, size_t count);
+char *schema_isolated_sql(const char *before, const char *count, int dead_letters);
 char *schema_quote(const char *);
 
 #endif

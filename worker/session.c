@@ -32,6 +32,7 @@ session_init(
 {
 	*s = (struct session){
 	    .conninfo = cfg->database, .since = now, .retry_at = now, .progress = *progress};
+	breaker_init(&s->breaker, cfg->dead_letter_share);
 	return schema_init(&s->schema, cfg->table);
 }
 
@@ -40,6 +41,7 @@ session_free(struct session *s)
 {
 	pg_close(&s->pg);
 	schema_free(&s->schema);
+	buffer_free(&s->isolation.dead_letters);
 	free(s->sql);
 	s->sql = NULL;
 }
@@ -71,7 +73,7 @@ session_fail(struct session *s, int64_t now)
 
 	s->failures++;
 	s->retry_at = now + delay;
-	if (s->state == SESSION_COMMITTING)
+	if (s->state == SESSION_COMMITTING || s->state == SESSION_ISOLATING)
 		s->refused = true;
 	log_debug("database_refused", LOG_S("class", trouble_name(s->trouble.class)),
 	    LOG_S("sqlstate", s->trouble.sqlstate), LOG_S("reason", s->trouble.text),
@@ -90,9 +92,12 @@ session_fail(struct session *s, int64_t now)
 	return SESSION_TROUBLE;
 }
 
-/* libpq or the server has said what is wrong. */
-static enum session_event
-fail_with_error(struct session *s, int64_t now)
+/*
+ * libpq or the server has said what is wrong. With a row it can be at fault only where there is
+ * one: session_isolate.c knows; all else that looks like bad data is for a person to change.
+ */
+enum session_event
+session_fail_with_error(struct session *s, int64_t now)
 {
 	const struct trouble_context c = {
 	    .user = s->pg.user,
@@ -103,6 +108,8 @@ fail_with_error(struct session *s, int64_t now)
 	};
 
 	trouble_advise(&s->trouble, s->pg.error.sqlstate, s->pg.error.text, &c);
+	if (s->trouble.class == TROUBLE_DATA && s->state != SESSION_COMMITTING)
+		s->trouble.class = TROUBLE_CONFIGURATION;
 	return session_fail(s, now);
 }
 
@@ -120,7 +127,7 @@ step(struct session *s, enum session_state next, const char *sql, const char *co
     int count, int64_t now)
 {
 	if (pg_query(&s->pg, sql, params, count) == -1)
-		return fail_with_error(s, now);
+		return session_fail_with_error(s, now);
 	s->state = next;
 	return SESSION_NOTHING;
 }
@@ -245,6 +252,7 @@ session_commit(struct session *s, const struct batch *b, int64_t now)
 		return session_fail_with(s, "failpoint", now);
 	s->pending_seq = b->last_seq;
 	s->pending_dead_letters = b->dead_letter_count;
+	session_isolation_begin(s, b);
 	if (b->row_count > 0)
 		copies[n++] = (struct pg_copy){buffer_head(&b->rows), buffer_size(&b->rows)};
 	if (b->dead_letter_count > 0)
@@ -253,12 +261,22 @@ session_commit(struct session *s, const struct batch *b, int64_t now)
 	s->state = SESSION_COMMITTING;
 	s->since = now;
 	if (pg_query_copy(&s->pg, s->sql, copies, n) == -1)
-		return fail_with_error(s, now);
+		return session_fail_with_error(s, now);
 	return SESSION_NOTHING;
 }
 
-static enum session_event
-on_committed(struct session *s, int64_t now)
+/* The batch that was sent is known to be durable: its rows count for the breaker. */
+void
+session_note_committed(struct session *s, int64_t now)
+{
+	const struct isolation *i = &s->isolation;
+
+	breaker_count(&s->breaker, i->batch->row_count, i->refused, now);
+	s->refused = false;
+}
+
+enum session_event
+session_on_committed(struct session *s, int64_t now)
 {
 	if (s->pg.not_durable)
 		return session_fail_with(s,
@@ -274,7 +292,7 @@ on_committed(struct session *s, int64_t now)
 	s->progress.dead_letters += s->pending_dead_letters;
 	s->state = SESSION_READY;
 	s->failures = 0;
-	s->refused = false;
+	session_note_committed(s, now);
 	return SESSION_COMMITTED_BATCH;
 }
 
@@ -283,14 +301,18 @@ on_committed(struct session *s, int64_t now)
 static enum session_event
 on_query_done(struct session *s, int64_t now)
 {
-	if (s->state == SESSION_COMMITTING && s->pg.fenced)
+	if ((s->state == SESSION_COMMITTING || s->state == SESSION_ISOLATING) && s->pg.fenced)
 		return SESSION_FENCED;
 	if ((s->state == SESSION_TAKING || s->state == SESSION_CLOSING ||
 		s->state == SESSION_FORGETTING) &&
 	    strcmp(s->pg.error.sqlstate, LOCK_TIMED_OUT) == 0)
 		return session_evict(s, now);
+	if (s->state == SESSION_ISOLATING)
+		return session_on_isolated(s, now);
+	if (s->pg.error.text[0] != '\0' && s->state == SESSION_COMMITTING)
+		return session_on_refused(s, now);
 	if (s->pg.error.text[0] != '\0')
-		return fail_with_error(s, now);
+		return session_fail_with_error(s, now);
 	switch (s->state) {
 	case SESSION_ASKING:
 		return on_facts(s, false, now);
@@ -312,7 +334,7 @@ on_query_done(struct session *s, int64_t now)
 	case SESSION_TAKING:
 		return session_on_taken(s, now);
 	case SESSION_COMMITTING:
-		return on_committed(s, now);
+		return session_on_committed(s, now);
 	case SESSION_CLOSING:
 		return session_on_closed(s, now);
 	case SESSION_EVICTING:
@@ -347,7 +369,7 @@ session_run(struct session *s, int64_t now)
 	case PG_DONE:
 		return on_query_done(s, now);
 	case PG_FAILED:
-		return fail_with_error(s, now);
+		return session_fail_with_error(s, now);
 	default:
 		return SESSION_NOTHING;
 	}

@@ -1,7 +1,10 @@
 #ifndef WORKER_SESSION_H
 #define WORKER_SESSION_H
 
+#include "breaker.h"
+#include "buffer.h"
 #include "config.h"
+#include "isolate.h"
 #include "message.h"
 #include "pg.h"
 #include "progress.h"
@@ -24,6 +27,7 @@ enum session_state {
 	SESSION_TAKING,   /* the progress row */
 	SESSION_READY,    /* idle; a refused batch may have to wait until retry_at */
 	SESSION_COMMITTING,
+	SESSION_ISOLATING, /* the bad rows of a batch that was refused */
 	SESSION_ROLLING_BACK,
 	SESSION_CLOSING,    /* another stream */
 	SESSION_FORGETTING, /* progress rows */
@@ -43,6 +47,26 @@ enum session_event {
 	SESSION_NO_MEMORY,
 };
 
+/* As many refused rows of a transaction are remembered for the log as it has lines for. */
+#define REFUSALS_KEPT 5
+
+struct refusal {
+	size_t row;
+	char sqlstate[6];
+	char reason[128];
+};
+
+/* A batch that is given to the database, and what is known of its bad rows. */
+struct isolation {
+	const struct batch *batch; /* the writer's; NULL before the first */
+	int row_copies;            /* of the query that runs: its first COPYs are of rows */
+	bool used;                 /* pieces were sent: the batch was refused as a whole */
+	struct isolate plan;
+	struct buffer dead_letters; /* their lines */
+	uint64_t refused;           /* rows that are in there */
+	struct refusal kept[REFUSALS_KEPT];
+};
+
 /* All times on the monotonic clock. conninfo belongs to the configuration. */
 struct session {
 	enum session_state state;
@@ -60,6 +84,8 @@ struct session {
 	struct progress progress;
 	uint64_t pending_seq; /* of the last batch that was sent: in doubt while refused */
 	uint64_t pending_dead_letters;
+	struct isolation isolation;
+	struct breaker breaker;
 	char other[PROGRESS_STREAM_LENGTH + 1]; /* the stream that is being closed or forgotten */
 	int other_lane;                         /* of it, -1 for all */
 	enum session_state evicting_for;

@@ -102,7 +102,7 @@ session_on_taken(struct session *s, int64_t now)
 			"again"));
 	/* The commit whose answer was lost has happened. */
 	if (s->refused && seq == s->pending_seq)
-		s->refused = false;
+		session_note_committed(s, now);
 	p->held = true;
 	p->committed = seq;
 	p->dead_letters = dead_letters;

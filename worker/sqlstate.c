@@ -31,6 +31,7 @@ static const struct entry entries[] = {
     {"42", TROUBLE_CONFIGURATION},            /* no such table or column, no privilege */
     {"53400", TROUBLE_CONFIGURATION},         /* a configured limit: waiting does not raise it */
     {TROUBLE_CLAIMED, TROUBLE_CONFIGURATION}, /* another instance is here */
+    {TROUBLE_BREAKER, TROUBLE_CONFIGURATION}, /* --dead-letter-share */
     {"09", TROUBLE_DATA},                     /* triggered action exception */
     {"21", TROUBLE_DATA},                     /* cardinality */
     {"22", TROUBLE_DATA},                     /* data exception */

@@ -82,12 +82,6 @@ advice(const char *state, const struct trouble_context *c, char *out, size_t siz
 		    out, size, "the server is short of something: disk, memory or connections");
 	else if (strcmp(state, "25006") == 0)
 		snprintf(out, size, "ingestd looks for a server that takes writes");
-	else if (sqlstate_class(state) == TROUBLE_DATA)
-		snprintf(out, size,
-		    "a row is refused by a rule of %s (its types, constraints or triggers), and "
-		    "its "
-		    "batch is held: change the rule",
-		    c->table);
 	else
 		return NULL;
 	return out;

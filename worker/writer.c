@@ -88,7 +88,8 @@ on_committed(struct writer *w)
 		writer_out_of_memory(w);
 		return;
 	}
-	report_committed(&w->report, w->sending, w->now - w->session.since);
+	report_committed(&w->report, w->sending, &w->session.isolation, w->now - w->session.since);
+	report_refused(&w->report, &w->session.isolation, w->now);
 	batch_clear(w->sending);
 	w->sending = NULL;
 	/* The database takes what it gets: patience begins anew. */

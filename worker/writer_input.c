@@ -109,7 +109,7 @@ on_record(struct writer *w, const struct record *r)
 	case BATCH_ROW:
 		break;
 	case BATCH_DEAD_LETTER:
-		report_dead_letter(&w->report, r, verdict.reason, w->now);
+		report_dead_letter(&w->report, r, verdict.reason, NULL, w->now);
 		break;
 	case BATCH_NO_MEMORY:
 		writer_out_of_memory(w);

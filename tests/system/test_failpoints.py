@@ -28,6 +28,8 @@ SPOOLING = [name for name in PLACES if "spool" in name or "row_is" in name]
 IN_DOUBT = [name for name in PLACES if "doubt" in name]
 FIRST, SECOND, THIRD = 400, 600, 700
 BAD = 10
+# Every so many-th is refused by the table.
+POISON = 40
 
 
 def test_there_are_places_in_both_programs_and_each_name_stands_once():
@@ -100,6 +102,7 @@ class Lives:
 @pytest.fixture
 def lives(build, broker, database, tmp_path):
     database.create_numbered_table()
+    database.query(f"ALTER TABLE telemetry ADD CONSTRAINT poison CHECK (mod((payload->>'n')::int, {POISON}) <> 1)")
     lives = Lives(broker, database, tmp_path)
     yield lives
     lives.close()

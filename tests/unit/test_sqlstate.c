@@ -37,6 +37,7 @@ static const struct example examples[] = {
     {"0A000", TROUBLE_CONFIGURATION}, /* feature_not_supported */
     {"53400", TROUBLE_CONFIGURATION}, /* configuration_limit_exceeded */
     {"IG001", TROUBLE_CONFIGURATION}, /* another instance */
+    {"IG002", TROUBLE_CONFIGURATION}, /* too many dead letters */
     {"22P02", TROUBLE_DATA},          /* invalid_text_representation */
     {"22003", TROUBLE_DATA},          /* numeric_value_out_of_range */
     {"22008", TROUBLE_DATA},          /* datetime_field_overflow */

@@ -50,6 +50,24 @@ MUTANTS = {
     "no_ping_while_the_gate_is_shut": (
         "supervisor/mqtt.c", "			mqtt_wire_ping(m);\n", "			;\n",
         "test_broker_trouble.py -k gate_is_shut_for_twice_the_keepalive"),
+    "dead_letter_outside_the_transaction": (
+        "worker/schema.c", '"%s%s%s%sCOMMIT", before,', '"%s%sCOMMIT; %s%s", before,',
+        "test_poison.py -k table_of_dead_letters_that_refuses"),
+    "transient_error_is_taken_for_bad_data": (
+        "worker/session_isolate.c",
+        "	if (refused &&\n	    (sqlstate_class(s->pg.error.sqlstate) != TROUBLE_DATA || blame(s) != BLAME_ROWS))",
+        "	if (refused && blame(s) != BLAME_ROWS)",
+        "test_poison.py -k what_waiting_may_mend"),
+    "bad_row_is_left_out_of_the_dead_letters": (
+        "worker/session_isolate.c", "		if (put_aside(s, row) == -1)\n			return SESSION_NO_MEMORY;\n",
+        "		s->isolation.refused += row != ISOLATE_NONE;\n",
+        "test_poison.py -k a_bad_row_becomes_a_dead_letter"),
+    "breaker_forgets_while_it_is_open": (
+        "worker/breaker.c", "	if (!b->open)\n		turn(b, now);", "	turn(b, now);",
+        "unit:test_breaker"),
+    "whole_piece_is_taken_for_bad": (
+        "worker/isolate.c", "	if (p->count > 1) {", "	if (p->count > 2) {",
+        "unit:test_isolate"),
     "backslash_is_not_escaped": (
         "worker/row.c", "	case '\\\\':\n		return '\\\\';\n", "",
         "test_payloads.py -k what_jsonb_can_hold_is_stored_exactly"),

@@ -38,6 +38,17 @@ isolate_start(struct isolate *it, size_t rows, uint64_t line)
 {
 	*it = (struct isolate){.rows = rows, .refused_to = rows};
 	it->named = row_named(it, 0, rows, line);
+	it->names = it->named != ISOLATE_NONE;
+}
+
+/*
+ * Rows that are worth trying together where the server names no line: a piece that is refused has
+ * cost all of its rows, so it should be good more often than not.
+ */
+static size_t
+worthwhile(const struct isolate *it)
+{
+	return it->bad == 0 || it->names ? it->rows : it->at / it->bad / 2 + 1;
 }
 
 /*
@@ -52,11 +63,13 @@ isolate_next(const struct isolate *it, struct isolate_piece pieces[ISOLATE_PIECE
 	if (it->at == it->rows)
 		return 0;
 	if (left == 0) {
-		pieces[0] = (struct isolate_piece){it->at, least(it->size, it->rows - it->at)};
+		pieces[0] = (struct isolate_piece){
+		    it->at, least(least(it->size, worthwhile(it)), it->rows - it->at)};
 		return 1;
 	}
 	if (it->named == ISOLATE_NONE) {
-		pieces[0] = (struct isolate_piece){it->at, left > 1 ? left / 2 : 1};
+		pieces[0] =
+		    (struct isolate_piece){it->at, left > 1 ? least(left / 2, worthwhile(it)) : 1};
 		return 1;
 	}
 	pieces[0] = (struct isolate_piece){it->at, it->named - it->at};
@@ -112,6 +125,7 @@ refuse(struct isolate *it, const struct isolate_piece *p, uint64_t line)
 			it->lies++;
 		it->refused_to = p->first + p->count;
 		it->named = row_named(it, p->first, p->count, line);
+		it->names = it->named != ISOLATE_NONE;
 		return ISOLATE_NONE;
 	}
 	if (it->named != ISOLATE_NONE && it->named != row)

@@ -19,6 +19,7 @@ struct isolate {
 	size_t at;         /* those before it are decided */
 	size_t refused_to; /* [at, refused_to) was refused together; at if that is not known */
 	size_t named;      /* the row in there that the server has named, or ISOLATE_NONE */
+	bool names;        /* it has named one when it refused a piece last */
 	size_t size;       /* of the next piece where nothing is known */
 	size_t good;       /* accepted in a row, since the last bad one */
 	size_t bad;        /* found */

@@ -2,6 +2,8 @@
  * Failpoints: INGESTD_FAILPOINT=NAME:ACTION, with kill, stop or error as the action, lets a process
  * die, stand still or fail in the place of that name. INGESTD_FAILPOINT_ONCE names a directory in
  * which the first process to come there leaves a file NAME that holds its pid; later ones pass.
+ * INGESTD_FAILPOINT_CRASH names bytes of which a writer dies, by signal INGESTD_FAILPOINT_SIGNAL,
+ * 11 if there is none.
  *
  * For tests only: must never be part of a build that was not made with `make FAILPOINTS=1`.
  */
@@ -48,5 +50,15 @@ failpoint(const char *name)
 	else
 		return true;
 	return false;
+}
+
+void
+failpoint_bytes(const void *p, size_t n)
+{
+	const char *wanted = getenv("INGESTD_FAILPOINT_CRASH");
+	const char *signum = getenv("INGESTD_FAILPOINT_SIGNAL");
+
+	if (wanted != NULL && memmem(p, n, wanted, strlen(wanted)) != NULL)
+		kill(getpid(), signum != NULL ? atoi(signum) : SIGSEGV);
 }
 #endif

@@ -147,6 +147,10 @@ message_encode(struct buffer *out, const struct message *m)
 	case MESSAGE_FORGOTTEN:
 		pack_text(&pk, m->stream);
 		break;
+	case MESSAGE_CONDEMN:
+		msgpack_pack_uint64(&pk, m->condemn.seq);
+		pack_text(&pk, m->condemn.reason);
+		break;
 	case MESSAGE_READY:
 		msgpack_pack_uint64(&pk, m->ready.pid);
 		pack_text(&pk, m->ready.server);
@@ -261,6 +265,10 @@ fill(const msgpack_object *o, struct message *m, struct message_cursor *c)
 	case MESSAGE_FORGET:
 	case MESSAGE_FORGOTTEN:
 		m->stream = text_of(&o[1]);
+		break;
+	case MESSAGE_CONDEMN:
+		m->condemn.seq = o[1].via.u64;
+		m->condemn.reason = text_of(&o[2]);
 		break;
 	case MESSAGE_READY:
 		m->ready.pid = o[1].via.u64;

@@ -8,7 +8,7 @@
 struct buffer;
 
 /* The protocol's version, first in CONFIG. Raise it whenever a message changes its shape. */
-#define MESSAGE_VERSION 2
+#define MESSAGE_VERSION 3
 
 enum message_type {
 	/* supervisor to writer */
@@ -17,6 +17,7 @@ enum message_type {
 	MESSAGE_FLUSH = 3,
 	MESSAGE_CLOSE = 4,
 	MESSAGE_FORGET = 5,
+	MESSAGE_CONDEMN = 6,
 	/* writer to supervisor */
 	MESSAGE_READY = 16,
 	MESSAGE_COMMITTED = 17,
@@ -96,6 +97,11 @@ struct message {
 			bool claimed; /* another instance was here a moment ago */
 		} config;
 		struct record record;
+		/* The next record, if it has that seq, is to be a dead letter. */
+		struct {
+			uint64_t seq;
+			struct text reason;
+		} condemn;
 		/* CLOSE, FORGET and FORGOTTEN: the stream that is meant. */
 		struct text stream;
 		/* committed is a seq, dead_letters those of the lane since the stream began. */

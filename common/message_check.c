@@ -22,6 +22,7 @@ static const struct message_layout layouts[] = {
     {MESSAGE_FLUSH, "FLUSH", ""},
     {MESSAGE_CLOSE, "CLOSE", "s"},
     {MESSAGE_FORGET, "FORGET", "s"},
+    {MESSAGE_CONDEMN, "CONDEMN", "us"},
     {MESSAGE_READY, "READY", "usuus"},
     {MESSAGE_COMMITTED, "COMMITTED", "uuuuu"},
     {MESSAGE_TROUBLE, "TROUBLE", "uss"},

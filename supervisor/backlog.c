@@ -196,6 +196,20 @@ backlog_unsent(const struct backlog *b, struct iovec *iov, int n)
 	return i;
 }
 
+/* The same with what is not yet written of a single record, which is one part. */
+int
+backlog_unsent_one(const struct backlog *b, struct iovec *iov)
+{
+	size_t left;
+
+	if (b->sent == b->count || backlog_unsent(b, iov, 1) == 0)
+		return 0;
+	left = entry(b, b->sent)->length - b->partial;
+	if (iov->iov_len > left)
+		iov->iov_len = left;
+	return 1;
+}
+
 static void
 note_reached(struct backlog *b, uint64_t seq)
 {

@@ -39,6 +39,7 @@ int backlog_append_encoded(struct backlog *, const struct record *, const uint8_
 size_t backlog_copy(const struct backlog *, size_t from, size_t most, struct buffer *);
 uint64_t backlog_seq(const struct backlog *, size_t);
 int backlog_unsent(const struct backlog *, struct iovec *, int);
+int backlog_unsent_one(const struct backlog *, struct iovec *);
 void backlog_mark_sent(struct backlog *, size_t);
 int64_t backlog_durable(struct backlog *, uint64_t);
 int64_t backlog_found(struct backlog *, uint64_t);

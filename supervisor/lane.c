@@ -104,6 +104,7 @@ lane_spawn(struct lane *l, int64_t now)
 	l->state = LANE_STARTING;
 	l->heard = now;
 	l->blocked = l->flush_wanted = l->finishing = l->drained = l->owes_answer = false;
+	l->announced = false;
 	log_info("writer_started", LOG_I("lane", l->index), LOG_I("pid", l->pid));
 	if (queue_config(l) == -1) {
 		lane_kill(l, "out of memory for its configuration");
@@ -167,7 +168,7 @@ lane_send(struct lane *l, int64_t now)
 	l->blocked = false;
 	while (result == CHANNEL_OK && (l->state == LANE_STARTING || l->state == LANE_READY)) {
 		n = l->state == LANE_READY && !l->finishing && (!l->held_back || is_spooled(l))
-		    ? backlog_unsent(&l->backlog, iov, IOV_PARTS)
+		    ? lane_suspect_unsent(l, iov, IOV_PARTS)
 		    : 0;
 		if (n == 0 && buffer_size(&l->channel.out) == 0)
 			break;
@@ -304,6 +305,7 @@ lane_died(struct lane *l, int status, bool ending, int64_t now)
 	while (lane_hear(l, now))
 		;
 	channel_close(&l->channel);
+	lane_suspect_death(l, status);
 	backlog_rewind(&l->backlog);
 	l->ready_at = 0;
 	if (l->drained && ending && WIFEXITED(status) && WEXITSTATUS(status) == 0) {

@@ -10,6 +10,7 @@
 #include "buffer.h"
 #include "channel.h"
 #include "config.h"
+#include "suspect.h"
 
 enum lane_state {
 	LANE_DOWN,     /* no process; respawn at respawn_at */
@@ -88,6 +89,10 @@ struct lane {
 	char database[64]; /* which one it is, as the writer says */
 	struct lane_totals totals;
 	uint64_t sent; /* records, those sent again included */
+
+	/* Records that may have killed its writers; does this one know of the condemned? */
+	struct suspect suspect;
+	bool announced;
 };
 
 void lane_init(struct lane *, int, const struct lane_owner *);
@@ -107,7 +112,9 @@ bool lane_handed_over(const struct lane *);
 uint64_t lane_in_flight(const struct lane *);
 void lane_free(struct lane *);
 
-/* lane.c and lane_hear.c of each other */
+/* lane.c, lane_hear.c and lane_suspect.c of each other */
+void lane_suspect_death(struct lane *, int);
+int lane_suspect_unsent(struct lane *, struct iovec *, int);
 bool lane_hear(struct lane *, int64_t);
 void lane_channel_failed(struct lane *, enum channel_result);
 

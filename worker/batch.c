@@ -93,28 +93,41 @@ add_row(struct batch *b, const struct record *r, enum payload_kind kind)
 	return 0;
 }
 
-/* Adds a record and says, in the verdict, what became of it. now is on the monotonic clock. */
-enum batch_result
-batch_add(struct batch *b, const struct record *r, int lane, int64_t now, struct payload_verdict *v)
+/* It holds one record more. */
+static enum batch_result
+note(struct batch *b, const struct record *r, enum batch_result result, int64_t now)
 {
-	judge(r, v);
-	if (v->kind == PAYLOAD_DEAD) {
-		if (dead_letter_append(&b->dead_letters, r, lane, v->reason) == -1)
-			return BATCH_NO_MEMORY;
-	} else if (add_row(b, r, v->kind) == -1) {
-		return BATCH_NO_MEMORY;
-	}
 	if (batch_records(b) == 0)
 		b->oldest = now;
 	/* After a replay the numbers may come again; the highest is the watermark. */
 	if (r->seq > b->last_seq)
 		b->last_seq = r->seq;
-	if (v->kind == PAYLOAD_DEAD) {
+	if (result == BATCH_DEAD_LETTER)
 		b->dead_letter_count++;
-		return BATCH_DEAD_LETTER;
-	}
-	b->row_count++;
-	return BATCH_ROW;
+	else
+		b->row_count++;
+	return result;
+}
+
+/* Adds a record and says, in the verdict, what became of it. now is on the monotonic clock. */
+enum batch_result
+batch_add(struct batch *b, const struct record *r, int lane, int64_t now, struct payload_verdict *v)
+{
+	judge(r, v);
+	if (v->kind == PAYLOAD_DEAD)
+		return batch_condemn(b, r, lane, now, v->reason);
+	if (add_row(b, r, v->kind) == -1)
+		return BATCH_NO_MEMORY;
+	return note(b, r, BATCH_ROW, now);
+}
+
+/* Adds a record that is to be a dead letter, without a look at its payload. */
+enum batch_result
+batch_condemn(struct batch *b, const struct record *r, int lane, int64_t now, const char *reason)
+{
+	if (dead_letter_append(&b->dead_letters, r, lane, reason) == -1)
+		return BATCH_NO_MEMORY;
+	return note(b, r, BATCH_DEAD_LETTER, now);
 }
 
 /* The lines of so many rows, good as long as the batch is not changed. */

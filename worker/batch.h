@@ -37,6 +37,8 @@ enum batch_result {
 
 enum batch_result batch_add(
     struct batch *, const struct record *, int lane, int64_t now, struct payload_verdict *);
+enum batch_result batch_condemn(
+    struct batch *, const struct record *, int lane, int64_t now, const char *reason);
 struct text batch_lines(const struct batch *, size_t first, size_t count);
 int batch_record(const struct batch *, size_t row, struct message *);
 bool batch_full(const struct batch *, int64_t size);

@@ -96,6 +96,15 @@ on_config(struct writer *w, const struct message *m)
 		w->session.rival_seen = w->now;
 }
 
+/* The record that follows has killed others of us: nothing of it may be looked at. */
+static void
+on_condemn(struct writer *w, const struct message *m)
+{
+	w->condemned = m->condemn.seq;
+	snprintf(w->condemned_for, sizeof(w->condemned_for), "%.*s", (int)m->condemn.reason.n,
+	    m->condemn.reason.s);
+}
+
 static void
 on_record(struct writer *w, const struct record *r)
 {
@@ -105,6 +114,15 @@ on_record(struct writer *w, const struct record *r)
 		writer_out_of_memory(w);
 		return;
 	}
+	if (w->condemned != 0 && r->seq == w->condemned) {
+		if (batch_condemn(w->filling, r, w->report.lane, w->now, w->condemned_for) ==
+		    BATCH_NO_MEMORY)
+			writer_out_of_memory(w);
+		else
+			report_dead_letter(&w->report, r, w->condemned_for, NULL, w->now);
+		return;
+	}
+	FAILPOINT_BYTES(r->payload.s, r->payload.n);
 	switch (batch_add(w->filling, r, w->report.lane, w->now, &verdict)) {
 	case BATCH_ROW:
 		break;
@@ -149,6 +167,8 @@ dispatch(struct writer *w, const struct message *m)
 		on_record(w, &m->record);
 	else if (m->type == MESSAGE_FLUSH)
 		w->flush = true;
+	else if (m->type == MESSAGE_CONDEMN)
+		on_condemn(w, m);
 	else
 		on_errand(w, m);
 }

@@ -23,6 +23,8 @@ struct writer {
 	 */
 	enum message_type errand;
 	char errand_stream[PROGRESS_STREAM_LENGTH + 1];
+	uint64_t condemned; /* the record of this seq is not looked at, but put aside; 0 for none */
+	char condemned_for[80];
 	bool forget_own; /* at the very end, remove our progress row */
 	bool flush;      /* commit what is being filled, though more can be read */
 	bool all_read;   /* all that can be read now was read */

@@ -68,6 +68,12 @@ MUTANTS = {
     "whole_piece_is_taken_for_bad": (
         "worker/isolate.c", "	if (p->count > 1) {", "	if (p->count > 2) {",
         "unit:test_isolate"),
+    "record_is_condemned_that_was_not_alone": (
+        "supervisor/suspect.c", "s->deaths >= CONDEMNED_AFTER && first == last", "s->deaths >= CONDEMNED_AFTER",
+        "unit:test_suspect"),
+    "records_are_blamed_for_sigkill": (
+        "supervisor/suspect.c", "SIGSEGV, SIGBUS,", "SIGKILL, SIGSEGV, SIGBUS,",
+        "unit:test_suspect"),
     "backslash_is_not_escaped": (
         "worker/row.c", "	case '\\\\':\n		return '\\\\';\n", "",
         "test_payloads.py -k what_jsonb_can_hold_is_stored_exactly"),

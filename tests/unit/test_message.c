@@ -105,6 +105,7 @@ control_messages_come_back_as_they_were(void **state)
 	    {.type = MESSAGE_CLOSED, .closed = {{"old", 3}, 2, {{0, 77}, {63, UINT64_MAX}}}},
 	    {.type = MESSAGE_CLOSED, .closed = {{"none", 4}, 0, {{0, 0}}}},
 	    {.type = MESSAGE_FORGET, .stream = {"old", 3}},
+	    {.type = MESSAGE_CONDEMN, .condemn = {99, {"why", 3}}},
 	    {.type = MESSAGE_FORGOTTEN, .stream = {"old", 3}},
 	};
 	struct message_fault fault;
@@ -233,7 +234,7 @@ what_is_malformed_is_named_with_its_byte(void **state)
 	static const struct bad_case cases[] = {
 	    BAD("\x01", 0, "byte 0x01 where a message (an array) belongs"),
 	    BAD("\x90", 1, "an empty array has no type"),
-	    BAD("\x91\x06", 2, "there is no message of type 6"),
+	    BAD("\x91\x07", 2, "there is no message of type 7"),
 	    BAD("\x92\x03\x01", 2, "FLUSH has 1 elements, not 2"),
 	    BAD("\x91\xa1x", 1, "byte 0xa1 where an unsigned number belongs"),
 	    BAD("\x96\x10\x01\x05\x00", 3, "byte 0x05 where a string belongs"),

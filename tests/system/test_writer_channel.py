@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from daemon import WRITER
-from lane import (COMMITTED, CONFIGURATION_ERROR, DATA_ERROR, DRAINED, READY, TEMPORARY_FAILURE, TROUBLE, Lane,
+from lane import (COMMITTED, CONFIGURATION_ERROR, DATA_ERROR, DRAINED, READY, TEMPORARY_FAILURE, TROUBLE, VERSION, Lane,
                   message, record)
 from processes import PATIENCE, clean_environment, memory_of, read_proc, wait_until
 
@@ -189,7 +189,7 @@ def test_another_version_is_named_with_our_own(make_lane):
     lane.configure(version=77)
     assert lane.wait_exit() == CONFIGURATION_ERROR
     event = lane.events("version_mismatch")[0]
-    assert (event["supervisor"], event["writer"]) == ("77", "2")
+    assert (event["supervisor"], event["writer"]) == ("77", str(VERSION))
 
 
 @pytest.mark.parametrize("conninfo", [

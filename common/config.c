@@ -280,6 +280,28 @@ config_from_environment(struct config *cfg, struct config_error *err)
 }
 
 /*
+ * Sets the option called name, which must be in the table, for a command that has some of them
+ * only. Its value is that of the command line or, where that is NULL, of the environment, which may
+ * have none. Returns -1 with err set.
+ */
+int
+config_set(struct config *cfg, const char *name, const char *value, struct config_error *err)
+{
+	char source[64];
+	size_t i;
+
+	for (i = 0; strcmp(table[i].name, name) != 0; i++)
+		;
+	if (value != NULL) {
+		snprintf(source, sizeof(source), "--%s", name);
+		return set(cfg, &table[i], source, value, err);
+	}
+	variable_name(&table[i], source, sizeof(source));
+	value = getenv(source);
+	return value != NULL ? set(cfg, &table[i], source, value, err) : 0;
+}
+
+/*
  * Variables that start with INGESTD_ and are no option's, one a call: a misspelt one should not be
  * ignored in silence. Start with *i at 0; NULL after the last.
  */
@@ -372,6 +394,17 @@ config_from_arguments(struct config *cfg, int argc, char **argv, struct config_e
 	return CONFIG_RUN;
 }
 
+/* Is the table's name one? Returns -1 with err set. */
+int
+config_check_table(const struct config *cfg, struct config_error *err)
+{
+	if (*cfg->table == '\0' || *cfg->table == '.' ||
+	    cfg->table[strlen(cfg->table) - 1] == '.' ||
+	    strchr(cfg->table, '.') != strrchr(cfg->table, '.'))
+		return fail(err, "--table: '%s' must be NAME or SCHEMA.NAME", cfg->table);
+	return 0;
+}
+
 /* What no single option can tell. Parses the broker's URL. Returns -1 with err set. */
 int
 config_check(struct config *cfg, struct config_error *err)
@@ -388,10 +421,8 @@ config_check(struct config *cfg, struct config_error *err)
 		    "--broker: no broker's URL: %s; allowed is "
 		    "mqtt[s]://[USER[:PASSWORD]@]HOST[:PORT]",
 		    wrong);
-	if (*cfg->table == '\0' || *cfg->table == '.' ||
-	    cfg->table[strlen(cfg->table) - 1] == '.' ||
-	    strchr(cfg->table, '.') != strrchr(cfg->table, '.'))
-		return fail(err, "--table: '%s' must be NAME or SCHEMA.NAME", cfg->table);
+	if (config_check_table(cfg, err) == -1)
+		return -1;
 	if (cfg->state_dir != NULL && *cfg->state_dir == '\0')
 		return fail(err, "--state-dir: must not be empty");
 	if (cfg->client_id != NULL && (*cfg->client_id == '\0' || strlen(cfg->client_id) > 65535))

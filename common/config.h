@@ -62,6 +62,8 @@ struct config_error {
 int config_init(struct config *);
 int config_from_environment(struct config *, struct config_error *);
 enum config_action config_from_arguments(struct config *, int, char **, struct config_error *);
+int config_set(struct config *, const char *name, const char *value, struct config_error *);
+int config_check_table(const struct config *, struct config_error *);
 int config_check(struct config *, struct config_error *);
 int config_to_text(const struct config *, struct buffer *);
 int config_from_text(struct config *, const char *, size_t, struct config_error *);

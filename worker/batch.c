@@ -41,11 +41,11 @@ judge(const struct record *r, struct payload_verdict *v)
 		return;
 	}
 	if (!utf8_valid((const uint8_t *)r->topic.s, r->topic.n, &bad)) {
-		dead(v, "the topic is no UTF-8");
+		dead(v, BATCH_TOPIC_REASON "is no UTF-8");
 		return;
 	}
 	if (memchr(r->topic.s, '\0', r->topic.n) != NULL) {
-		dead(v, "the topic holds a NUL byte");
+		dead(v, BATCH_TOPIC_REASON "holds a NUL byte");
 		return;
 	}
 	payload_judge((const uint8_t *)r->payload.s, r->payload.n, v);

@@ -16,6 +16,10 @@ struct batch_row {
 	size_t record_end;
 };
 
+/* How the reasons begin that find fault with the topic, which a dead letter then does not hold as
+ * it was. */
+#define BATCH_TOPIC_REASON "the topic "
+
 /* What goes into one transaction. oldest is on the monotonic clock. */
 struct batch {
 	struct buffer rows;

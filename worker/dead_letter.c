@@ -188,8 +188,8 @@ append_line(struct buffer *out, const struct record *r, int lane, const char *re
 		return -1;
 	if (r->payload.n == r->payload_size)
 		return append(out, "\\N\n");
-	snprintf(text, sizeof(text), "the payload had %llu bytes, the first %zu were kept\n",
-	    (unsigned long long)r->payload_size, r->payload.n);
+	snprintf(text, sizeof(text), DEAD_LETTER_CUT "\n", (unsigned long long)r->payload_size,
+	    r->payload.n);
 	return append(out, text);
 }
 

@@ -8,6 +8,9 @@
 #define DEAD_LETTER_COLUMNS \
 	"received, topic, payload, qos, retain, properties, lane, reason, sqlstate, detail"
 
+/* The detail of one whose payload was not kept as a whole; for scanf(3) as well. */
+#define DEAD_LETTER_CUT "the payload had %llu bytes, the first %zu were kept"
+
 int dead_letter_append(struct buffer *, const struct record *, int lane, const char *reason);
 int dead_letter_append_refused(struct buffer *, const struct record *, int lane, const char *reason,
     const char *sqlstate, const char *detail);

@@ -293,6 +293,18 @@ check_others(const struct pg *pg, const struct table *table, struct trouble *t)
 	return false;
 }
 
+static bool
+check_tables(const struct pg *pg, const struct table *tables, size_t count, struct trouble *t)
+{
+	size_t i;
+
+	for (i = 0; i < count; i++) {
+		if (!check_needs(pg, &tables[i], t) || !check_others(pg, &tables[i], t))
+			return false;
+	}
+	return true;
+}
+
 /* Checks the columns of all tables. Returns false with the trouble when one of them is not fit. */
 bool
 check_columns(const struct pg *pg, const struct schema *schema, struct trouble *t)
@@ -303,11 +315,15 @@ check_columns(const struct pg *pg, const struct schema *schema, struct trouble *
 		COUNT(dead_letter_needs)},
 	    {"ingestd.progress", "progress", true, progress_needs, COUNT(progress_needs)},
 	};
-	size_t i;
 
-	for (i = 0; i < COUNT(tables); i++) {
-		if (!check_needs(pg, &tables[i], t) || !check_others(pg, &tables[i], t))
-			return false;
-	}
-	return true;
+	return check_tables(pg, tables, COUNT(tables), t);
+}
+
+/* The same for the table of the rows alone. */
+bool
+check_rows_columns(const struct pg *pg, const struct schema *schema, struct trouble *t)
+{
+	const struct table table = {schema->given, "rows", false, table_needs, COUNT(table_needs)};
+
+	return check_tables(pg, &table, 1, t);
 }

@@ -74,11 +74,12 @@ install: all ## copy programs and manuals below DESTDIR and PREFIX
 	install -m 755 $(BUILD)/ingestd $(DESTDIR)$(PREFIX)/bin/
 	install -m 755 $(BUILD)/ingestd-writer $(DESTDIR)$(PREFIX)/libexec/ingestd/
 	install -m 644 man/ingestd-protocol.7 $(DESTDIR)$(PREFIX)/share/man/man7/
-	install -m 644 man/ingestd.8 $(DESTDIR)$(PREFIX)/share/man/man8/
+	install -m 644 man/ingestd.8 man/ingestd-dead-letters.8 $(DESTDIR)$(PREFIX)/share/man/man8/
 
 uninstall: ## remove what install has copied
 	rm -rf $(DESTDIR)$(PREFIX)/bin/ingestd $(DESTDIR)$(PREFIX)/libexec/ingestd \
-	    $(DESTDIR)$(PREFIX)/share/man/man7/ingestd-protocol.7 $(DESTDIR)$(PREFIX)/share/man/man8/ingestd.8
+	    $(DESTDIR)$(PREFIX)/share/man/man7/ingestd-protocol.7 $(DESTDIR)$(PREFIX)/share/man/man8/ingestd.8 \
+	    $(DESTDIR)$(PREFIX)/share/man/man8/ingestd-dead-letters.8
 
 format: ## bring the sources into the project's format
 	clang-format -i $(SOURCES)

@@ -508,6 +508,7 @@ config_help(FILE *out)
 	size_t i;
 
 	fputs("usage: ingestd --subscribe FILTER [option ...]\n"
+	      "       ingestd dead-letters list|replay|discard [option ...]\n"
 	      "Takes messages from an MQTT broker into PostgreSQL and loses none.\n\n",
 	    out);
 	for (i = 0; i < ROWS; i++) {
@@ -522,7 +523,8 @@ config_help(FILE *out)
 		fputc('\n', out);
 	}
 	fputs("\nEvery option but the last two can be set as INGESTD_NAME in the environment.\n"
-	      "libpq's own variables (PGHOST, PGPASSFILE, ...) work. See ingestd(8).\n",
+	      "libpq's own variables (PGHOST, PGPASSFILE, ...) work. See ingestd(8) and, for\n"
+	      "the second form, ingestd-dead-letters(8) or its --help.\n",
 	    out);
 }
 

@@ -48,6 +48,21 @@ children_find_writer(void)
 }
 
 /*
+ * Becomes ingestd-writer with these arguments, of which the first is replaced by its name: for a
+ * command that needs the database. Returns -1 with errno when that cannot be.
+ */
+int
+children_become_writer(char **argv)
+{
+	static char name[] = "ingestd-writer";
+
+	if (children_find_writer() == -1)
+		return -1;
+	argv[0] = name;
+	return execv(writer_path, argv);
+}
+
+/*
  * Forks and executes a writer with fd as its descriptor 3; every other descriptor but 0, 1 and 2 is
  * closed there: a socket of another lane that stayed open would keep that lane's writer from
  * noticing the supervisor's death. fd stays open here. Returns -1 with errno.

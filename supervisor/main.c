@@ -13,6 +13,7 @@
 #include <sysexits.h>
 #include <unistd.h>
 
+#include "children.h"
 #include "config.h"
 #include "log.h"
 #include "state.h"
@@ -74,6 +75,20 @@ answered(int argc, char **argv)
 	return true;
 }
 
+/* What needs rows or the database runs in ingestd-writer: this program does not know libpq. */
+static int
+become_dead_letters(char **argv)
+{
+	open_standard_descriptors();
+	children_become_writer(argv);
+	fprintf(stderr,
+	    "ingestd: dead-letters: cannot run ingestd-writer, which has to lie beside ingestd or "
+	    "in "
+	    "../libexec/ingestd: %s\n",
+	    strerror(errno));
+	return EX_CONFIG;
+}
+
 int
 main(int argc, char **argv)
 {
@@ -81,6 +96,9 @@ main(int argc, char **argv)
 	struct config cfg;
 	sigset_t stop;
 	int rc;
+
+	if (argc > 1 && strcmp(argv[1], "dead-letters") == 0)
+		return become_dead_letters(argv);
 
 	/* One that comes before the loop runs waits for it: nothing ends without its orderly lines.
 	 */

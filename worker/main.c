@@ -1,18 +1,20 @@
 /*
  * ingestd-writer: one lane's way into the database. Started by ingestd, with its channel on
- * descriptor 3; see writer.c.
+ * descriptor 3; see writer.c. Or what `ingestd dead-letters` becomes; see letters.c.
  *
- * Must never do anything before it knows that descriptor 3 is a channel: a person may have called
- * it.
+ * Must never do anything else before it knows that descriptor 3 is a channel: a person may have
+ * called it.
  */
 #include <bsd/unistd.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <sysexits.h>
 
 #include "channel.h"
+#include "letters.h"
 #include "writer.h"
 
 static int
@@ -32,6 +34,11 @@ main(int argc, char **argv)
 	 * nobody has changed it before, and libpq reads PGPASSWORD and the like from it.
 	 */
 	setproctitle_init(argc, argv, environ);
+	/* libpq looks up names inside PQconnectPoll(), where the loop stands still: not for long.
+	 */
+	setenv("RES_OPTIONS", "timeout:2 attempts:2", 0);
+	if (argc > 1 && strcmp(argv[1], "dead-letters") == 0)
+		return letters_run(argc - 1, argv + 1);
 	if (!is_socket(CHANNEL_WRITER_FD)) {
 		fputs("ingestd-writer is started by ingestd, with its channel on descriptor 3\n",
 		    stderr);
@@ -41,8 +48,5 @@ main(int argc, char **argv)
 	signal(SIGTERM, SIG_IGN);
 	signal(SIGINT, SIG_IGN);
 	signal(SIGHUP, SIG_IGN);
-	/* libpq looks up names inside PQconnectPoll(), where the loop stands still: not for long.
-	 */
-	setenv("RES_OPTIONS", "timeout:2 attempts:2", 0);
 	return writer_run(CHANNEL_WRITER_FD);
 }

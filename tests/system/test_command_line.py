@@ -10,7 +10,7 @@ from daemon import PROGRAM, WRITER
 from processes import PATIENCE, ROOT, clean_environment, read_proc, run, state_of, wait_until
 from publisher import numbered, publish
 
-MANUALS = [ROOT / "man" / "ingestd.8", ROOT / "man" / "ingestd-protocol.7"]
+MANUALS = [ROOT / "man" / "ingestd.8", ROOT / "man" / "ingestd-protocol.7", ROOT / "man" / "ingestd-dead-letters.8"]
 
 
 def refuse(*arguments, env=None):
@@ -162,6 +162,28 @@ def test_the_manual_has_a_paragraph_for_every_option_of_the_table_and_no_other()
             after = re.split(rf"^\s+(?:-\w[^,\n]*,\s+)?--{name}\b", text, flags=re.M)[1]
             paragraph = re.split(r"^\s+(?:-\w[^,\n]*,\s+)?--[a-z]", after, flags=re.M)[0]
             assert default in paragraph, f"the manual does not give {name}'s default {default}"
+
+
+def test_the_manual_of_dead_letters_has_the_options_of_its_help_with_their_defaults():
+    said = run(PROGRAM, "dead-letters", "--help", env=clean_environment()).stdout.decode()
+    assert run(PROGRAM, "dead-letters", "replay", "-h", env=clean_environment()).stdout.decode() == said
+    source = (ROOT / "worker" / "letters_options.c").read_text()
+    table = source[source.index("letters_row table[]"):source.index("#define ROWS")]
+    rows = re.findall(r'\{"([a-z-]+)", (?:\'(\w)\'|OPTION_\w+),', table)
+    assert len(rows) == table.count("IN(") + table.count("IN_") > 5
+    text = rendered(MANUALS[2])
+    assert options_in(said) == options_in(text) == dict(rows)
+    # Those that ingestd has as well have the same letter and default.
+    for name, letter, default in rows_of_the_table():
+        if name in dict(rows) and name != "help":
+            assert dict(rows)[name] == letter
+            assert not default or f"({default})" in said and f"default is {default}" in " ".join(text.split())
+
+
+def test_the_manual_of_dead_letters_names_every_exit_status():
+    section = rendered(MANUALS[2]).split("EXIT STATUS")[1]
+    for status in (0, 1, 64, 65, 74, 75, 78, 130):
+        assert re.search(rf"^\s+.*\b{status}\b", section, re.M), status
 
 
 def test_the_manual_names_every_exit_status():

@@ -26,7 +26,7 @@ def test_the_sources_are_in_the_project_s_format():
     ("libpq-fe.h", r"worker/pg\.c"),
     ("msgpack.h", r"common/message\.c"),
     ("sqlite3.h", r"supervisor/(dbfile|store|spool)\w*\.[ch]"),
-    ("json-c/json.h", r"worker/dead_letter\.c"),
+    ("json-c/json.h", r"worker/(dead_letter|letter|letters_list)\.c"),
 ])
 def test_a_library_is_known_to_its_own_files_only(header, allowed):
     users = [str(p.relative_to(ROOT)) for p in SOURCES if header in includes(p) and "tests" not in p.parts]

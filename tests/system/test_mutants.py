@@ -74,6 +74,11 @@ MUTANTS = {
     "records_are_blamed_for_sigkill": (
         "supervisor/suspect.c", "SIGSEGV, SIGBUS,", "SIGKILL, SIGSEGV, SIGBUS,",
         "unit:test_suspect"),
+    "replay_deletes_outside_the_transaction": (
+        "worker/letters_replay.c",
+        "		rc = delete_stored(r);\n	if (rc == 0)\n		rc = commit(r);\n",
+        "		rc = commit(r);\n	if (rc == 0)\n		rc = delete_stored(r);\n",
+        "test_dead_letters.py -k kill_between_storing_and_deleting"),
     "backslash_is_not_escaped": (
         "worker/row.c", "	case '\\\\':\n		return '\\\\';\n", "",
         "test_payloads.py -k what_jsonb_can_hold_is_stored_exactly"),

@@ -134,6 +134,17 @@ stay_refused(struct letters_batch *b, struct letters_db *db, int64_t id, const s
 }
 
 /*
+ * Class 23 as a whole, and what a trigger raises: a person is there who reads the reason, so that a
+ * unique index counts as well.
+ */
+static bool
+is_of_the_row(const char *sqlstate)
+{
+	return sqlstate_class(sqlstate) == TROUBLE_DATA || strncmp(sqlstate, "23", 2) == 0 ||
+	    strncmp(sqlstate, "P0", 2) == 0;
+}
+
+/*
  * Halves what is refused until what is bad stands alone. Recursion goes as deep as a batch has
  * halves.
  */
@@ -152,7 +163,7 @@ store_piece(struct letters_batch *b, struct letters_db *db, size_t first, size_t
 		}
 		return 0;
 	case LETTERS_REFUSED:
-		if (sqlstate_class(db->pg.error.sqlstate) == TROUBLE_DATA)
+		if (is_of_the_row(db->pg.error.sqlstate))
 			break;
 		return letters_db_fail(db, "cannot store the rows");
 	default:

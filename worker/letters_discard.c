@@ -31,14 +31,12 @@ ask(struct letters_db *db, size_t n)
 		return 0;
 	fprintf(stderr, "discard %zu dead letter%s? [y/N] ", n, n == 1 ? "" : "s");
 	fflush(stderr);
-	if (letters_db_answer(db, answer, sizeof(answer)) &&
-	    (strcasecmp(answer, "y") == 0 || strcasecmp(answer, "yes") == 0))
-		return 0;
-	if (db->stopped_by != 0) {
-		fputc('\n', stderr);
-		return letters_db_fail(db, "cannot ask");
-	}
-	return EX_DECLINED;
+	if (letters_db_answer(db, answer, sizeof(answer)))
+		return strcasecmp(answer, "y") == 0 || strcasecmp(answer, "yes") == 0 ? 0
+										      : EX_DECLINED;
+	/* The question's line is still open. */
+	fputc('\n', stderr);
+	return db->stopped_by != 0 ? letters_db_fail(db, "cannot ask") : EX_DECLINED;
 }
 
 static int

@@ -80,9 +80,8 @@ advice(const struct letters_db *db, const char *state, const char *text, char *o
 }
 
 /* One sentence or two: the server's or libpq's words, the SQLSTATE and what to change. */
-void
-letters_db_explain(
-    const struct letters_db *db, const char *state, const char *text, char *out, size_t size)
+static void
+explain(const struct letters_db *db, const char *state, const char *text, char *out, size_t size)
 {
 	const struct trouble_context c = {
 	    .user = db->pg.user,
@@ -129,7 +128,7 @@ letters_db_fail(struct letters_db *db, const char *what)
 		return 128 + db->stopped_by;
 	}
 	away = sqlstate_class(e.sqlstate) == TROUBLE_TRANSIENT;
-	letters_db_explain(db, e.sqlstate, e.text, why, sizeof(why));
+	explain(db, e.sqlstate, e.text, why, sizeof(why));
 	letters_say(db, "%s in database \"%s\": %s; %s%s", what, db->pg.database, why, fate(db),
 	    away ? ", try again later" : "");
 	return away ? EX_TEMPFAIL : EX_CONFIG;

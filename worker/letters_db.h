@@ -35,8 +35,6 @@ enum letters_call letters_db_commit(struct letters_db *);
 bool letters_db_answer(struct letters_db *, char *, size_t);
 bool letters_db_stopped(struct letters_db *);
 int letters_db_fail(struct letters_db *, const char *what);
-void letters_db_explain(
-    const struct letters_db *, const char *state, const char *text, char *out, size_t size);
 void letters_say(struct letters_db *, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 #endif

@@ -3,6 +3,8 @@ import pytest
 
 import daemon as daemon_module
 from broker import Broker
+from lane import Lane
+from letters import Command
 from postgres import Database, Server
 
 
@@ -80,3 +82,35 @@ def ingestd(request, tmp_path):
     for number, d in enumerate(started):
         assert not d.strange, f"lines of ingestd {number} that are no log lines: {d.strange}"
         assert not (ended[number] and left[number]), f"writers outlived ingestd {number}: {left[number]}"
+
+
+@pytest.fixture
+def tables(database):
+    """The test's database with the tables that ingestd makes."""
+    lane = Lane(database.dsn)
+    lane.wait_ready()
+    lane.end_of_file()
+    assert lane.wait_exit() == 0
+    lane.clean_up()
+    return database
+
+
+@pytest.fixture
+def letters(database):
+    """Runs `ingestd dead-letters` on the test's database to its end: (status, output, errors)."""
+    return lambda *words, **named: Command(*words, **{"database": database.dsn, **named}).end()
+
+
+@pytest.fixture
+def start_letters(database):
+    """Starts it; what still runs at the end of the test is killed."""
+    started = []
+
+    def run(*words, **named):
+        started.append(Command(*words, **{"database": database.dsn, **named}))
+        return started[-1]
+
+    yield run
+    for command in started:
+        if command.process.poll() is None:
+            command.kill()

@@ -16,9 +16,6 @@
 /* A state directory that takes no writes is tried again so often, and told of so often. */
 #define SAVE_RETRY CLOCK_SECOND
 #define SAVE_LOGGED_EVERY (60 * CLOCK_SECOND)
-/* A pause in reading that is worth a line. */
-#define PAUSE_LOGGED_AFTER (5 * CLOCK_SECOND)
-#define PAUSE_LOGGED_EVERY (60 * CLOCK_SECOND)
 
 /* ---- the balance ---- */
 
@@ -202,30 +199,4 @@ intake_hand_back(struct service *s)
 	if (lost > 0)
 		log_error("records_left", LOG_U("qos0_lost", lost),
 		    LOG_S("reason", "another instance takes this session's messages"));
-}
-
-/* ---- pausing ---- */
-
-/* A pause of milliseconds is how the gate works; one of seconds is news. */
-void
-intake_watch_pause(struct service *s, const struct gate_view *v)
-{
-	const char *reason = gate_reason(&s->mqtt.gate, v);
-
-	if (reason == NULL || s->mqtt.state != MQTT_OPEN || s->state != STATE_RUN) {
-		if (s->pause_logged != 0 && reason == NULL && s->state == STATE_RUN)
-			log_info("intake_resumed", LOG_T("after", s->now - s->paused_since));
-		s->paused_since = s->pause_logged = 0;
-		return;
-	}
-	if (s->paused_since == 0)
-		s->paused_since = s->now;
-	if (s->now - s->paused_since < PAUSE_LOGGED_AFTER ||
-	    (s->pause_logged != 0 && s->now - s->pause_logged < PAUSE_LOGGED_EVERY))
-		return;
-	s->pause_logged = s->now;
-	log_warn("intake_paused", LOG_S("reason", reason), LOG_T("for", s->now - s->paused_since),
-	    LOG_U("in_flight", v->in_flight), LOG_U("unacknowledged", s->mqtt.gate.held),
-	    LOG_S("next",
-		"waiting for commits; the session is kept alive, the broker holds what comes"));
 }

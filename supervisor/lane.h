@@ -84,8 +84,9 @@ struct lane {
 	bool drained;          /* DRAINED came */
 	bool killed;           /* by the stop, which replaces nobody */
 	int64_t trouble_since; /* 0 when the database is well */
-	int64_t trouble_logged;
+	uint64_t trouble_class;
 	char trouble_sqlstate[6];
+	char trouble_text[1024];
 	char database[64]; /* which one it is, as the writer says */
 	struct lane_totals totals;
 	uint64_t sent; /* records, those sent again included */

@@ -13,48 +13,36 @@
 #include "lane.h"
 #include "log.h"
 
-#define TROUBLE_LOGGED_EVERY (60 * CLOCK_SECOND)
-
-static const char *
-trouble_next(uint64_t class)
+static void
+copy_text(char *out, size_t size, struct text t)
 {
-	switch (class) {
-	case TROUBLE_CONFIGURATION:
-		return "holding, nothing is acknowledged; trying again every few seconds until it "
-		       "is mended";
-	case TROUBLE_DATA:
-		return "holding, since no single row is at fault; nothing is acknowledged; trying "
-		       "again every few seconds";
-	default:
-		return "holding, nothing is acknowledged; the writer goes on trying";
-	}
+	snprintf(out, size, "%.*s", (int)t.n, t.s);
 }
 
+/* Noted for watch.c, which tells of it: the database is one, however many lanes it troubles. */
 static void
 on_trouble(struct lane *l, const struct message *m, int64_t now)
 {
-	char text[1024], sqlstate[6];
-	bool changed;
+	bool before = l->trouble_since != 0;
+	char sqlstate[sizeof(l->trouble_sqlstate)];
 
 	/* Without a text it is a sign of life from a writer that waits, and no trouble yet. */
 	if (m->trouble.text.n == 0)
 		return;
-	snprintf(text, sizeof(text), "%.*s", (int)m->trouble.text.n, m->trouble.text.s);
-	snprintf(
-	    sqlstate, sizeof(sqlstate), "%.*s", (int)m->trouble.sqlstate.n, m->trouble.sqlstate.s);
+	copy_text(sqlstate, sizeof(sqlstate), m->trouble.sqlstate);
+	copy_text(l->trouble_text, sizeof(l->trouble_text), m->trouble.text);
+	l->trouble_class = m->trouble.class;
 	l->claimed = strcmp(sqlstate, TROUBLE_CLAIMED) == 0;
-	changed = l->trouble_since == 0 || strcmp(sqlstate, l->trouble_sqlstate) != 0;
-	if (l->trouble_since == 0)
+	if (!before)
 		l->trouble_since = now;
-	if (!changed && now - l->trouble_logged < TROUBLE_LOGGED_EVERY)
+	if (before && strcmp(sqlstate, l->trouble_sqlstate) == 0)
 		return;
-	l->trouble_logged = now;
 	strcpy(l->trouble_sqlstate, sqlstate);
-	log_error("database_trouble", LOG_I("lane", l->index),
-	    LOG_S("class", trouble_name(m->trouble.class)),
-	    LOG_S("sqlstate", *sqlstate != '\0' ? sqlstate : NULL), LOG_S("reason", text),
-	    LOG_U("waiting", l->backlog.count), LOG_T("for", now - l->trouble_since),
-	    LOG_S("next", trouble_next(m->trouble.class)));
+	log_debug("lane_trouble", LOG_I("lane", l->index),
+	    LOG_S("class", trouble_name(l->trouble_class)),
+	    LOG_S("sqlstate", *sqlstate != '\0' ? sqlstate : NULL),
+	    LOG_S("reason", l->trouble_text), LOG_U("waiting", l->backlog.count),
+	    LOG_T("for", now - l->trouble_since));
 }
 
 static void
@@ -62,8 +50,8 @@ trouble_over(struct lane *l, int64_t now)
 {
 	if (l->trouble_since == 0)
 		return;
-	log_info(
-	    "database_recovered", LOG_I("lane", l->index), LOG_T("after", now - l->trouble_since));
+	log_debug(
+	    "lane_recovered", LOG_I("lane", l->index), LOG_T("after", now - l->trouble_since));
 	l->trouble_since = 0;
 	l->trouble_sqlstate[0] = '\0';
 }

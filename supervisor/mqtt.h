@@ -78,6 +78,9 @@ struct mqtt {
 	int ping_left;           /* bytes of a PINGREQ of ours that are not out yet */
 	int64_t closures[3];     /* the last ends of file, for the recognition of a twin */
 	uint64_t unacknowledged; /* at the last loss of a connection */
+	int64_t away_since;      /* without a connection and trying to have one, 0 if not */
+	unsigned attempts;       /* that have failed since then */
+	char failure[256];       /* why the last of them did */
 	uint64_t properties_left_out;
 };
 
@@ -96,5 +99,6 @@ void mqtt_leave(struct mqtt *, int64_t);
 void mqtt_abandon(struct mqtt *);
 uint64_t mqtt_unacknowledged(const struct mqtt *);
 void mqtt_reaped(struct mqtt *, pid_t);
+const char *mqtt_retry_advice(const struct mqtt *);
 
 #endif

@@ -121,6 +121,8 @@ void
 mqtt_hold(struct mqtt *m)
 {
 	m->on_hold = true;
+	m->away_since = 0;
+	m->attempts = 0;
 	resolve_cancel(&m->dialer.resolve);
 	if (m->state != MQTT_OPEN && m->state != MQTT_CONNECTING)
 		return;
@@ -142,6 +144,27 @@ look_for_twin(struct mqtt *m)
 		"the broker has closed three connections within two minutes without giving a "
 		"reason: probably another client uses this client id"),
 	    LOG_S("next", "reconnecting; if there is one, stop it or give it its own --client-id"));
+}
+
+/* What a person may have to do about it. */
+const char *
+mqtt_retry_advice(const struct mqtt *m)
+{
+	return m->refused ? "trying again; user and password belong into --broker" : "trying again";
+}
+
+/* The first failure of a series is news, and the next are told by broker_unreachable. */
+static void
+log_failure(struct mqtt *m, int64_t pause)
+{
+	if (++m->attempts > 1)
+		log_debug("mqtt_attempt_failed", LOG_S("broker", m->broker),
+		    LOG_S("reason", m->failure), LOG_U("attempts", m->attempts),
+		    LOG_T("retry_in", pause));
+	else
+		log_error("mqtt_connect_failed", LOG_S("broker", m->broker),
+		    LOG_S("reason", m->failure), LOG_S("next", mqtt_retry_advice(m)),
+		    LOG_T("retry_in", pause));
 }
 
 /* The connection, or the attempt, has ended. rc is libmosquitto's, used when nothing better is
@@ -184,6 +207,9 @@ mqtt_lose(struct mqtt *m, int rc)
 		return;
 	}
 	m->state = MQTT_WAITING;
+	memcpy(m->failure, why, sizeof(m->failure));
+	if (m->away_since == 0)
+		m->away_since = m->now;
 	if (open && m->now - m->opened >= WELL_AFTER)
 		dialer_well(&m->dialer);
 	pause = dialer_failed(&m->dialer, m->now);
@@ -191,11 +217,7 @@ mqtt_lose(struct mqtt *m, int rc)
 		log_warn("mqtt_connection_lost", LOG_S("broker", m->broker), LOG_S("reason", why),
 		    LOG_U("unacknowledged", held), LOG_T("retry_in", pause));
 	else
-		log_error("mqtt_connect_failed", LOG_S("broker", m->broker), LOG_S("reason", why),
-		    LOG_S("next",
-			m->refused ? "trying again; user and password belong into --broker"
-				   : "trying again"),
-		    LOG_T("retry_in", pause));
+		log_failure(m, pause);
 	if (open && rc == MOSQ_ERR_CONN_LOST)
 		look_for_twin(m);
 }
@@ -264,6 +286,8 @@ mqtt_dial(struct mqtt *m)
 		host = m->cfg->url.host;
 	}
 	m->state = MQTT_CONNECTING;
+	if (m->away_since == 0)
+		m->away_since = m->now;
 	m->deadline = m->now + CONNECT_TIMEOUT;
 	rc = mosquitto_connect_bind_async(
 	    m->mosq, host, m->cfg->url.port, MQTT_KEEPALIVE_SECONDS, bind);

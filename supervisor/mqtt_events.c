@@ -103,6 +103,9 @@ on_connack(struct mosquitto *mosq, void *arg, int rc, int flags, const mosquitto
 	m->state = MQTT_OPEN;
 	m->opened = m->misc_at = m->last_out = m->now;
 	m->unacknowledged = 0;
+	m->away_since = 0;
+	m->attempts = 0;
+	m->failure[0] = '\0';
 	mosquitto_property_read_int16(props, MQTT_PROP_SERVER_KEEP_ALIVE, &seconds, false);
 	m->keepalive = seconds * CLOCK_SECOND;
 	log_info("mqtt_connected", LOG_S("message", "mqtt connected"), LOG_S("broker", m->broker),

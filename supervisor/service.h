@@ -3,7 +3,7 @@
 
 /*
  * What the parts of the supervisor share: supervisor.c, the loop; intake.c, from message to record;
- * past.c, the streams of earlier runs;
+ * watch.c, what holds up the flow; past.c, the streams of earlier runs;
  * spooling.c and spool_feed.c, what goes into the spool and out of it; shutdown.c, the stop.
  */
 
@@ -13,6 +13,7 @@
 #include "config.h"
 #include "lane.h"
 #include "mqtt.h"
+#include "pressure.h"
 #include "resume.h"
 #include "spool.h"
 #include "store.h"
@@ -56,8 +57,7 @@ struct service {
 	int64_t save_failed; /* since when the state directory takes no writes, 0 if it does */
 	int64_t save_at;     /* when to try again */
 	int64_t save_logged;
-	int64_t paused_since; /* 0 while reading goes on */
-	int64_t pause_logged;
+	struct pressure pressure; /* watch.c */
 	/* spooling.c, spool_feed.c */
 	struct spool spool;
 	uint64_t adopted;     /* seq of the last old record that has become one of this stream */
@@ -96,7 +96,10 @@ uint64_t intake_received(const struct service *);
 void intake_save(struct service *);
 int64_t intake_deadline(const struct service *);
 void intake_hand_back(struct service *);
-void intake_watch_pause(struct service *, const struct gate_view *);
+
+/* watch.c */
+void watch_pressure(struct service *, const struct gate_view *);
+int64_t watch_deadline(const struct service *);
 
 /* spooling.c */
 int spooling_put(struct service *, struct lane *, const struct record *);

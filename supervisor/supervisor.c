@@ -143,8 +143,8 @@ on_signals(struct service *s)
 static int64_t
 next_deadline(const struct service *s)
 {
-	const int64_t others[] = {
-	    intake_deadline(s), past_deadline(s), spooling_deadline(s), doubt_deadline(s)};
+	const int64_t others[] = {intake_deadline(s), past_deadline(s), spooling_deadline(s),
+	    doubt_deadline(s), watch_deadline(s)};
 	int64_t at = mqtt_deadline(&s->mqtt), other;
 	size_t n;
 	int i;
@@ -206,7 +206,7 @@ loop(struct service *s)
 		}
 		v = intake_view(s);
 		mqtt_gate(&s->mqtt, &v);
-		intake_watch_pause(s, &v);
+		watch_pressure(s, &v);
 		past_step(s);
 		doubt_step(s);
 		call_broker_when_ready(s);

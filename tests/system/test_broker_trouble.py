@@ -18,10 +18,15 @@ def cpu_seconds(pid):
 
 def assert_no_busy_loop(daemon, attempts=2):
     """While it fails to connect it uses next to no time and makes few attempts."""
-    wait_until(lambda: len(daemon.events("mqtt_connect_failed")) >= attempts, 20, f"{attempts} attempts")
+    # Only the first failure of a series is an event of its own, and the others are for those who debug.
+    def made():
+        return len(daemon.events("mqtt_connect_failed") + daemon.events("mqtt_attempt_failed"))
+
+    wait_until(lambda: made() >= attempts, 20, f"{attempts} attempts")
     assert daemon.process.poll() is None
     assert cpu_seconds(daemon.pid) < 1 * PATIENCE
-    assert len(daemon.events("mqtt_connect_failed")) < 12
+    assert made() < 12
+    assert len(daemon.events("mqtt_connect_failed")) == 1
 
 
 def test_the_connect_line_says_mqtt_connected_and_with_what(broker, database, ingestd):
@@ -118,7 +123,7 @@ def test_a_connection_cut_in_a_burst_costs_nothing(broker, database, ingestd):
 
 def test_a_refused_password_is_named_and_heals_when_it_is_mended(make_broker, database, ingestd):
     broker = make_broker(users={"meter": "right"})
-    daemon = ingestd(broker=f"mqtt://meter:wrong-s3cret@127.0.0.1:{broker.port}")
+    daemon = ingestd(broker=f"mqtt://meter:wrong-s3cret@127.0.0.1:{broker.port}", log_level="debug")
     failed = daemon.wait_log("mqtt_connect_failed")
     assert "auth" in failed["reason"].lower() or "password" in failed["reason"].lower()
     assert "retry_in" in failed
@@ -131,14 +136,14 @@ def test_a_refused_password_is_named_and_heals_when_it_is_mended(make_broker, da
 
 
 def test_a_tls_port_spoken_to_in_plain_is_a_reason_and_no_crash(make_broker, database, ingestd):
-    daemon = ingestd(broker=make_broker(tls=True).url)
+    daemon = ingestd(broker=make_broker(tls=True).url, log_level="debug")
     assert daemon.wait_log("mqtt_connect_failed")["reason"]
     assert_no_busy_loop(daemon)
     assert daemon.stop() == 0
 
 
 def test_a_plain_port_spoken_to_in_tls_is_a_reason_and_no_crash(broker, database, ingestd):
-    daemon = ingestd(broker=f"mqtts://127.0.0.1:{broker.port}")
+    daemon = ingestd(broker=f"mqtts://127.0.0.1:{broker.port}", log_level="debug")
     reason = daemon.wait_log("mqtt_connect_failed")["reason"].lower()
     assert "tls" in reason or "ssl" in reason
     assert_no_busy_loop(daemon)
@@ -146,7 +151,7 @@ def test_a_plain_port_spoken_to_in_tls_is_a_reason_and_no_crash(broker, database
 
 def test_a_certificate_that_nobody_trusts_is_refused(make_broker, database, ingestd):
     broker = make_broker(tls=True)
-    daemon = ingestd(broker=f"mqtts://localhost:{broker.port}")
+    daemon = ingestd(broker=f"mqtts://localhost:{broker.port}", log_level="debug")
     reason = daemon.wait_log("mqtt_connect_failed")["reason"].lower()
     assert "certificate" in reason or "tls" in reason
     assert_no_busy_loop(daemon)
@@ -169,7 +174,7 @@ def test_over_tls_nothing_stays_behind_in_the_library_s_buffer(make_broker, data
 
 
 def test_a_name_that_does_not_resolve_is_said_and_tried_again(database, ingestd):
-    daemon = ingestd(broker="mqtt://no-such-host.invalid")
+    daemon = ingestd(broker="mqtt://no-such-host.invalid", log_level="debug")
     failed = daemon.wait_log("mqtt_connect_failed", 30)
     assert "no-such-host.invalid" in failed["broker"]
     assert_no_busy_loop(daemon)
@@ -180,7 +185,7 @@ def test_a_name_that_does_not_resolve_is_said_and_tried_again(database, ingestd)
 
 def test_nobody_at_home_is_said_and_tried_again(database, ingestd):
     from processes import free_port
-    daemon = ingestd(broker=f"mqtt://127.0.0.1:{free_port()}")
+    daemon = ingestd(broker=f"mqtt://127.0.0.1:{free_port()}", log_level="debug")
     assert "refused" in daemon.wait_log("mqtt_connect_failed")["reason"].lower()
     assert_no_busy_loop(daemon)
 
@@ -211,7 +216,7 @@ def test_a_peer_that_is_no_broker_is_survived(database, ingestd, answer):
                 return
 
     threading.Thread(target=serve, daemon=True).start()
-    daemon = ingestd(broker=f"mqtt://127.0.0.1:{listener.getsockname()[1]}")
+    daemon = ingestd(broker=f"mqtt://127.0.0.1:{listener.getsockname()[1]}", log_level="debug")
     daemon.wait_log("mqtt_connect_failed", 20)
     assert_no_busy_loop(daemon)
     assert daemon.stop() == 0

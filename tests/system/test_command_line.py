@@ -199,6 +199,10 @@ def test_the_manual_explains_every_event():
     for directory in ("common", "supervisor", "worker"):
         for path in (ROOT / directory).glob("*.c"):
             events |= set(re.findall(r'\blog_(?:info|warn|error)\(\s*"(\w+)"', path.read_text()))
+    # The states that hold up the flow have their names in a table.
+    states = set(re.findall(r'= \{"(\w+)", LOG_LEVEL_', (ROOT / "supervisor" / "pressure.c").read_text()))
+    assert len(states) == 7
+    events |= states
     assert len(events) > 60
     assert [e for e in sorted(events) if not re.search(rf"\b{e}\b", text)] == []
 

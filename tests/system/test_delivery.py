@@ -150,7 +150,7 @@ def test_past_the_queue_limit_it_stops_reading_and_loses_nothing(broker, databas
     with database.locked() as holder:
         publisher = Publisher(broker.port)
         publisher.publish(numbered(n), qos=0)
-        daemon.wait_log("intake_paused")
+        daemon.wait_log("backlog_full", phase="begins")
         memory = daemon.rss()
         holder.rollback()
     database.wait_for_rows(n, 60)

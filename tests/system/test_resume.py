@@ -377,7 +377,7 @@ def kill_when_all_is_read(database, daemon, some):
     with database.locked() as holder:
         some()
         # It has read all that it will: nothing more comes, or nothing more is let in.
-        daemon.wait_log("intake_paused", 60)
+        daemon.wait_log("gate_waiting", 60, phase="begins")
         daemon.kill()
         holder.rollback()
 
@@ -470,7 +470,7 @@ def test_a_full_window_is_recognised(broker, table, ingestd, wire, fate):
         wire.stall("up")
         with table.locked() as holder:
             publish_to(wire, messages(n))
-            daemon.wait_log("intake_paused", 60)
+            daemon.wait_log("gate_waiting", 60, phase="begins")
             holder.rollback()
         table.wait_for_rows(window, 60)
         if fate == "killed after the commit":
@@ -707,7 +707,7 @@ def test_the_first_instance_comes_back_after_a_kill_while_the_second_waits(
         second.wait_log("session_claimed")
     else:
         for lane in (0, 1):
-            second.wait_log("database_trouble", lane=lane, sqlstate="IG001")
+            second.wait_log("lane_trouble", lane=lane, sqlstate="IG001")
         second.wait_log("session_claimed")
     first.kill()
     if second_is != "undisturbed":
@@ -736,7 +736,7 @@ def test_a_session_that_the_broker_has_lost_costs_nothing_that_was_received(brok
     with table.locked() as holder:
         publish(broker, messages(300))
         table.wait_for_waiter(holder)
-        daemon.wait_log("intake_paused", 30)
+        daemon.wait_log("gate_waiting", 30, phase="begins")
         broker.stop()
         (broker.home / "store.db").unlink()
         broker.start()
@@ -774,7 +774,7 @@ def test_a_wiped_state_directory_loses_nothing_and_says_that_duplicates_are_poss
     shutil.rmtree(tmp_path / "state")
     daemon = ingestd(broker=wire.url, client_id="wiped")
     # To the database it is another instance, which waits whether the one before comes back.
-    assert "may come back" in daemon.wait_log("database_trouble")["reason"]
+    assert "may come back" in daemon.wait_log("database_configuration")["reason"]
     daemon.wait_log("mqtt_subscribed", 50)
     assert "duplicates are possible" in daemon.wait_log("session_unknown")["next"]
     publish_to(wire, messages(100, start=100))

@@ -31,7 +31,7 @@ def left(broker, database, ingestd, state):
     with database.locked() as holder:
         publish(broker, numbered(500))
         database.wait_for_waiter(holder)
-        daemon.wait_log("intake_paused", 20)
+        daemon.wait_log("gate_waiting", 20, phase="begins")
         daemon.kill()
         holder.rollback()
     with contextlib.closing(sqlite3.connect(state / "state.db")) as c:
@@ -202,7 +202,7 @@ def test_a_disk_that_fills_up_holds_everything_and_goes_on_when_there_is_room(br
         assert said.level == "error" and "holding" in said["next"]
         held = start + 500
         # What could not be noted is with no writer, and nothing more is read.
-        daemon.wait_log("intake_paused", 20, reason="the state directory cannot be written")
+        daemon.wait_log("gate_waiting", 20, phase="begins", reason="the state directory cannot be written")
         stored = database.count()
         assert stored < held
         publisher.publish(numbered(500, start=held))
@@ -422,7 +422,7 @@ def test_while_the_disk_is_full_nothing_is_stored_or_acknowledged_that_is_not_no
         wire.stall("up")
         filler = fill(state)
         n = fail_to_write(daemon, broker, 0)
-        daemon.wait_log("intake_paused", 20, reason="the state directory cannot be written")
+        daemon.wait_log("gate_waiting", 20, phase="begins", reason="the state directory cannot be written")
         # Nothing can be under way any more: what is stored now is all.
         stored = database.count()
         assert stored < n

@@ -133,7 +133,7 @@ def test_without_a_spool_a_stop_with_the_database_down_leaves_the_records_at_the
     daemon = ingestd(spool_limit=0, drain_timeout="1s", flush_timeout="1s").wait_ready()
     database.server.stop()
     publish(broker, numbered(1000))
-    daemon.wait_log("database_trouble")
+    daemon.wait_log("database_unreachable", phase="begins")
     status, acted, whole = stop_and_time(daemon)
     assert status == 75, daemon.log()
     assert acted < 1 * PATIENCE and whole < 30
@@ -151,7 +151,7 @@ def test_without_a_spool_a_stop_with_the_database_down_leaves_the_records_at_the
 def test_a_stop_with_the_database_down_and_nothing_in_hand_is_clean(broker, database, ingestd):
     database.server.stop()
     daemon = ingestd()
-    daemon.wait_log("database_trouble")
+    daemon.wait_log("database_unreachable", phase="begins")
     daemon.wait_log("mqtt_subscribed")
     status, acted, whole = stop_and_time(daemon)
     assert status == 0 and acted < 1 * PATIENCE and whole < 30

@@ -133,7 +133,7 @@ def test_writers_notice_the_death_of_their_supervisor_commit_and_leave(broker, d
     with database.locked() as holder:
         publish(broker, numbered(600), qos=0)
         # It has read as much as it may, and all of that fits into the channels.
-        daemon.wait_log("intake_paused")
+        daemon.wait_log("backlog_full", phase="begins")
         writers = daemon.writers()
         os.kill(daemon.pid, signal.SIGKILL)
         daemon.process.wait()

@@ -1,0 +1,168 @@
+/*
+ * What holds up the flow, looked at in every turn of the loop: which states hold, how many records
+ * wait, and the lines that pressure.c finds due.
+ *
+ * Must never change anything of what it looks at.
+ */
+#include "clock.h"
+#include "log.h"
+#include "service.h"
+
+/* ---- the database ---- */
+
+/* The lanes in the same trouble with it. */
+struct trouble {
+	const struct lane *first; /* the one that is in it for longest, NULL if none is */
+	int lanes;
+	uint64_t waiting;
+};
+
+/* What a person has to mend, or what heals by itself. */
+static struct trouble
+find_trouble(const struct service *s, bool configuration)
+{
+	struct trouble t = {0};
+	const struct lane *l;
+	int i;
+
+	for (i = 0; i < s->lane_count; i++) {
+		l = &s->lanes[i];
+		if (l->trouble_since == 0 ||
+		    (l->trouble_class != TROUBLE_TRANSIENT) != configuration)
+			continue;
+		t.lanes++;
+		t.waiting += l->backlog.count;
+		if (t.first == NULL || l->trouble_since < t.first->trouble_since)
+			t.first = l;
+	}
+	return t;
+}
+
+static const char *
+next_of_trouble(const struct lane *l)
+{
+	if (l->claimed)
+		return "staying away from the broker until the other instance has been gone for "
+		       "30 s";
+	if (l->trouble_class == TROUBLE_DATA)
+		return "holding; what is held back soon stops all reading; nothing is dropped; "
+		       "trying again every few seconds";
+	return NULL;
+}
+
+static void
+watch_trouble(struct service *s, enum pressure_state state, bool configuration)
+{
+	struct trouble t = find_trouble(s, configuration);
+	struct pressure_line line;
+	const struct lane *l = t.first;
+
+	if (!pressure_set(&s->pressure, state, l != NULL, t.waiting, s->now, &line))
+		return;
+	if (l != NULL)
+		pressure_log(&line, l->trouble_text, next_of_trouble(l),
+		    LOG_FIELDS(LOG_I("lanes", t.lanes),
+			LOG_S("class", trouble_name(l->trouble_class)),
+			LOG_S("sqlstate",
+			    *l->trouble_sqlstate != '\0' ? l->trouble_sqlstate : NULL)));
+	else
+		pressure_log(&line, NULL,
+		    !configuration && pressure_told(&s->pressure, PRESSURE_DATABASE_CONFIGURATION)
+			? "the database answers again, and refuses: see database_configuration"
+			: NULL,
+		    NULL);
+}
+
+/* ---- the spool, the backlog and the gate ---- */
+
+/* There is none yet: neither state holds. */
+static void
+watch_spool(struct service *s)
+{
+	struct pressure_line line;
+
+	if (pressure_set(&s->pressure, PRESSURE_SPOOLING, false, 0, s->now, &line))
+		pressure_log(&line, NULL, NULL, NULL);
+	if (pressure_set(&s->pressure, PRESSURE_SPOOL_FULL, false, 0, s->now, &line))
+		pressure_log(&line, NULL, NULL, NULL);
+}
+
+static void
+watch_intake(struct service *s, const struct gate_view *v)
+{
+	const char *reason = gate_reason(&s->mqtt.gate, v);
+	bool open = s->mqtt.state == MQTT_OPEN;
+	const struct log_field *held = LOG_FIELDS(LOG_U("unacknowledged", s->mqtt.gate.held));
+	struct pressure_line line;
+
+	if (pressure_set(
+		&s->pressure, PRESSURE_BACKLOG_FULL, !v->room, v->in_flight, s->now, &line))
+		pressure_log(&line,
+		    line.phase == PRESSURE_ENDS
+			? NULL
+			: "the backlog is full (--queue-limit, --queue-bytes)",
+		    NULL, held);
+	/* The same pause under its better name. */
+	if (!v->room && !v->stuck)
+		reason = NULL;
+	if (!pressure_set(&s->pressure, PRESSURE_GATE_WAITING, open && reason != NULL, v->in_flight,
+		s->now, &line))
+		return;
+	if (line.phase != PRESSURE_ENDS)
+		pressure_log(&line, reason, NULL, held);
+	else
+		pressure_log(&line, NULL,
+		    !open          ? "the connection has ended: the broker sends again what waited"
+			: !v->room ? "the backlog has filled up meanwhile: reading waits for that"
+				   : NULL,
+		    NULL);
+}
+
+/* ---- the broker ---- */
+
+static void
+watch_broker(struct service *s)
+{
+	const struct mqtt *m = &s->mqtt;
+	int64_t retry_in = m->state == MQTT_WAITING ? m->dialer.retry_at - s->now : 0;
+	struct pressure_line line;
+
+	if (!pressure_set(&s->pressure, PRESSURE_BROKER_UNREACHABLE, m->away_since != 0,
+		mqtt_unacknowledged(m), s->now, &line))
+		return;
+	if (line.phase == PRESSURE_ENDS)
+		pressure_log(&line, NULL,
+		    m->on_hold ? "it is not called for now: see session_claimed" : NULL,
+		    LOG_FIELDS(LOG_S("broker", m->broker)));
+	else
+		pressure_log(&line, *m->failure != '\0' ? m->failure : "no answer yet",
+		    m->refused ? mqtt_retry_advice(m) : NULL,
+		    LOG_FIELDS(LOG_S("broker", m->broker), LOG_U("attempts", m->attempts),
+			retry_in > 0 ? LOG_T("retry_in", retry_in) : LOG_S("retry_in", NULL)));
+}
+
+/* ---- the loop's hooks ---- */
+
+/*
+ * To be called in every turn of the loop, at its end. During a stop nothing is read and no broker
+ * is called, so that only the database can still be news.
+ */
+void
+watch_pressure(struct service *s, const struct gate_view *v)
+{
+	/* In this order, so that the better known is told before what it makes of the worse. */
+	watch_trouble(s, PRESSURE_DATABASE_CONFIGURATION, true);
+	watch_trouble(s, PRESSURE_DATABASE_UNREACHABLE, false);
+	watch_spool(s);
+	if (s->state != STATE_RUN)
+		return;
+	watch_intake(s, v);
+	watch_broker(s);
+}
+
+/* When watch_pressure() may have a line although nothing else happens. */
+int64_t
+watch_deadline(const struct service *s)
+{
+	return s->state == STATE_RUN ? pressure_deadline(&s->pressure) : CLOCK_NEVER;
+}

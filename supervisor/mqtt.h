@@ -9,6 +9,7 @@
 #include "dialer.h"
 #include "gate.h"
 #include "message.h"
+#include "mqtt_sys.h"
 #include "resume.h"
 #include "store.h"
 
@@ -81,6 +82,7 @@ struct mqtt {
 	int64_t away_since;      /* without a connection and trying to have one, 0 if not */
 	unsigned attempts;       /* that have failed since then */
 	char failure[256];       /* why the last of them did */
+	struct mqtt_sys sys;
 	uint64_t properties_left_out;
 };
 

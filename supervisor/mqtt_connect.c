@@ -62,6 +62,7 @@ mqtt_init(struct mqtt *m, const struct config *cfg, struct store *store, struct 
 	dialer_init(&m->dialer, cfg->url.host, first_attempt);
 	snprintf(m->broker, sizeof(m->broker),
 	    strchr(cfg->url.host, ':') ? "[%.250s]:%u" : "%.250s:%u", cfg->url.host, cfg->url.port);
+	mqtt_sys_init(m);
 	if (!mqtt_read_note(m, &failed)) {
 		log_changed(m);
 		resume_clear(resume);
@@ -199,6 +200,8 @@ mqtt_lose(struct mqtt *m, int rc)
 			    m, rc == MOSQ_ERR_ERRNO ? strerror(errno) : mosquitto_strerror(rc));
 	}
 	memcpy(why, m->why, sizeof(why));
+	if (open)
+		mqtt_sys_lost(m);
 	mqtt_forget_connection(m);
 	if (m->intake_closed) {
 		log_warn("mqtt_connection_lost", LOG_S("broker", m->broker), LOG_S("reason", why),

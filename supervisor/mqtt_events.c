@@ -241,6 +241,11 @@ on_message(struct mosquitto *mosq, void *arg, const struct mosquitto_message *ms
 		errno = 0;
 		return;
 	}
+	if (mqtt_sys_takes(m, msg)) {
+		m->dup = false;
+		errno = 0;
+		return;
+	}
 	r.time = clock_realtime();
 	r.topic = text_from(msg->topic);
 	r.payload_size = size;

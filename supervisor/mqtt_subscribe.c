@@ -173,6 +173,7 @@ mqtt_bring_subscriptions_up_to_date(struct mqtt *m, bool session_present)
 	else
 		log_info("mqtt_subscription_kept", LOG_I("filters", m->cfg->subscribe_count));
 	unsubscribe_gone(m);
+	mqtt_sys_subscribe(m, session_present);
 }
 
 static void
@@ -197,8 +198,10 @@ on_suback(struct mosquitto *mosq, void *arg, int mid, int n, const int *granted,
 	bool before = m->subscribed;
 
 	(void)mosq;
-	(void)mid;
 	(void)props;
+	errno = 0;
+	if (n > 0 && mqtt_sys_answered(m, mid, granted[0]))
+		return;
 	for (i = 0; i < n && i < m->cfg->subscribe_count; i++) {
 		const char *filter = m->cfg->subscribe[i];
 

@@ -4,6 +4,9 @@
  *
  * Must never change anything of what it looks at.
  */
+#include <stdio.h>
+#include <time.h>
+
 #include "clock.h"
 #include "log.h"
 #include "service.h"
@@ -141,6 +144,39 @@ watch_broker(struct service *s)
 			retry_in > 0 ? LOG_T("retry_in", retry_in) : LOG_S("retry_in", NULL)));
 }
 
+/* A time as a person reads it. */
+static void
+format_time(char *out, size_t size, int64_t microseconds)
+{
+	time_t seconds = microseconds / CLOCK_SECOND;
+	struct tm tm;
+
+	*out = '\0';
+	if (gmtime_r(&seconds, &tm) != NULL)
+		strftime(out, size, "%Y-%m-%dT%H:%M:%SZ", &tm);
+}
+
+static void
+watch_drops(struct service *s)
+{
+	struct drops_line line;
+	char since[32];
+
+	if (!drops_due(&s->mqtt.sys.drops, s->state != STATE_RUN, s->now, &line))
+		return;
+	format_time(since, sizeof(since), line.since);
+	log_error("broker_dropped_messages", LOG_S("broker", s->mqtt.broker),
+	    LOG_U(line.at_least ? "dropped_at_least" : "dropped", line.dropped),
+	    LOG_S("since", since), LOG_U("counter", line.counter),
+	    LOG_S("reason",
+		"the broker has thrown messages away that it had acknowledged to their publishers, "
+		"most likely because its queue for a client was full; it counts those of all "
+		"clients together, so that they may or may not have been ours"),
+	    LOG_S("next",
+		"none: ingestd cannot get them back; set max_queued_messages 0 and "
+		"max_queued_bytes 0 in mosquitto.conf, and see which client was away or slow"));
+}
+
 /* ---- the loop's hooks ---- */
 
 /*
@@ -154,6 +190,7 @@ watch_pressure(struct service *s, const struct gate_view *v)
 	watch_trouble(s, PRESSURE_DATABASE_CONFIGURATION, true);
 	watch_trouble(s, PRESSURE_DATABASE_UNREACHABLE, false);
 	watch_spool(s);
+	watch_drops(s);
 	if (s->state != STATE_RUN)
 		return;
 	watch_intake(s, v);
@@ -164,5 +201,10 @@ watch_pressure(struct service *s, const struct gate_view *v)
 int64_t
 watch_deadline(const struct service *s)
 {
-	return s->state == STATE_RUN ? pressure_deadline(&s->pressure) : CLOCK_NEVER;
+	int64_t drops = drops_deadline(&s->mqtt.sys.drops),
+		pressure = pressure_deadline(&s->pressure);
+
+	if (s->state != STATE_RUN)
+		return CLOCK_NEVER;
+	return drops < pressure ? drops : pressure;
 }

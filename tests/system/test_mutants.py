@@ -79,6 +79,13 @@ MUTANTS = {
         "		rc = delete_stored(r);\n	if (rc == 0)\n		rc = commit(r);\n",
         "		rc = commit(r);\n	if (rc == 0)\n		rc = delete_stored(r);\n",
         "test_dead_letters_trouble.py -k kill_between_storing_and_deleting"),
+    "the_broker_s_counter_is_a_record": (
+        "supervisor/mqtt_sys.c", "return !m->sys.covered && msg->qos == 0;", "return false;",
+        "test_dropped.py -k told_and_is_no_record"),
+    "the_watch_is_unsubscribed_with_an_earlier_filter": (
+        "supervisor/mqtt_subscribe.c", "	unsubscribe_gone(m);\n	mqtt_sys_subscribe(m, session_present);\n",
+        "	mqtt_sys_subscribe(m, session_present);\n	unsubscribe_gone(m);\n",
+        "test_dropped.py -k no_earlier_filter_takes_it_away"),
     "backslash_is_not_escaped": (
         "worker/row.c", "	case '\\\\':\n		return '\\\\';\n", "",
         "test_payloads.py -k what_jsonb_can_hold_is_stored_exactly"),

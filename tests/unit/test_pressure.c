@@ -1,11 +1,13 @@
 /*
- * Which lines about backpressure are due: pure decisions.
+ * Which lines about backpressure, and about the broker's losses, are due: pure decisions.
  */
 #include "unit.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "clock.h"
+#include "drops.h"
 #include "pressure.h"
 
 #define S CLOCK_SECOND
@@ -219,6 +221,124 @@ the_deadline_is_when_the_next_line_is_due(void **state)
 	}
 }
 
+/* ---- the broker's losses ---- */
+
+#define READ(d, text, retained, time) drops_read(d, text, strlen(text), retained, time)
+
+static void
+only_a_number_is_a_reading(void **state)
+{
+	static const char *const bad[] = {"", " 1", "1 ", "-1", "+1", "1.0", "1e3", "0x10", "nan",
+	    "18446744073709551616", "99999999999999999999999"};
+	struct drops d = {0};
+	struct drops_line line;
+	size_t i;
+
+	(void)state;
+	assert_true(READ(&d, "0", true, 1));
+	for (i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+		assert_false(READ(&d, bad[i], false, 2));
+	assert_false(drops_due(&d, true, 3, &line));
+	assert_true(READ(&d, "18446744073709551615", false, 4));
+	assert_true(drops_due(&d, false, 5, &line));
+	assert_true(line.dropped == UINT64_MAX && line.since == 1);
+}
+
+static void
+a_rise_is_a_loss_since_the_reading_before(void **state)
+{
+	struct drops d = {0};
+	struct drops_line line;
+
+	(void)state;
+	assert_true(READ(&d, "40", true, 100 * S));
+	assert_false(drops_due(&d, true, S, &line));
+	assert_int_equal(drops_deadline(&d), CLOCK_NEVER);
+	assert_true(READ(&d, "40", false, 110 * S));
+	assert_false(drops_due(&d, true, S, &line));
+	assert_true(READ(&d, "45", false, 120 * S));
+	assert_true(drops_due(&d, false, 2 * S, &line));
+	assert_int_equal(line.dropped, 5);
+	assert_int_equal(line.since, 110 * S);
+	assert_int_equal(line.counter, 45);
+	assert_false(line.at_least);
+	assert_false(drops_due(&d, true, 2 * S, &line));
+}
+
+static void
+losses_are_told_once_a_minute_with_their_sum_or_at_the_very_end(void **state)
+{
+	struct drops d = {0};
+	struct drops_line line;
+	char text[32];
+	uint64_t told = 0;
+	int64_t t;
+	int i, lines = 0;
+
+	(void)state;
+	READ(&d, "0", true, 0);
+	for (i = 1; i <= 600; i++) {
+		t = i * S;
+		snprintf(text, sizeof(text), "%d", 10 * i);
+		READ(&d, text, false, 1000 * S + t);
+		if (drops_due(&d, false, t, &line)) {
+			lines++;
+			told += line.dropped;
+		} else {
+			assert_true(drops_deadline(&d) > t);
+		}
+	}
+	assert_int_equal(lines, 10);
+	assert_true(drops_due(&d, true, 600 * S, &line));
+	/* The last reading that was told of was that of second 541. */
+	assert_int_equal(line.since, 1541 * S);
+	assert_int_equal(told + line.dropped, 6000);
+}
+
+static void
+a_broker_that_starts_anew_counts_from_zero(void **state)
+{
+	struct drops d = {0};
+	struct drops_line line;
+
+	(void)state;
+	READ(&d, "500", true, 1);
+	READ(&d, "0", true, 2);
+	assert_false(drops_due(&d, true, 0, &line));
+	READ(&d, "500", true, 3);
+	assert_true(drops_due(&d, true, 0, &line));
+	assert_int_equal(line.dropped, 500);
+	READ(&d, "7", true, 4);
+	assert_true(drops_due(&d, true, 0, &line));
+	assert_int_equal(line.dropped, 7);
+}
+
+/* Mosquitto's retained reading is gone after a minute: then the first that comes is a change. */
+static void
+a_first_reading_that_is_a_change_is_a_loss_of_unknown_size(void **state)
+{
+	struct drops d = {0};
+	struct drops_line line;
+
+	(void)state;
+	drops_watched(&d, 50);
+	assert_true(READ(&d, "1500", false, 90));
+	assert_true(drops_due(&d, false, 1, &line));
+	assert_true(line.at_least);
+	assert_int_equal(line.dropped, 1);
+	assert_int_equal(line.since, 50);
+	/* From then on they are known. */
+	READ(&d, "1503", false, 95);
+	assert_true(drops_due(&d, true, 2, &line));
+	assert_false(line.at_least);
+	assert_int_equal(line.dropped, 3);
+	assert_int_equal(line.since, 90);
+
+	memset(&d, 0, sizeof(d));
+	READ(&d, "0", false, 1);
+	assert_false(drops_due(&d, true, 1, &line));
+}
+
 int
 main(void)
 {
@@ -231,6 +351,11 @@ main(void)
 	    cmocka_unit_test(one_that_comes_and_goes_is_summed_up),
 	    cmocka_unit_test(three_times_in_more_than_a_minute_are_told_one_by_one),
 	    cmocka_unit_test(the_deadline_is_when_the_next_line_is_due),
+	    cmocka_unit_test(only_a_number_is_a_reading),
+	    cmocka_unit_test(a_rise_is_a_loss_since_the_reading_before),
+	    cmocka_unit_test(losses_are_told_once_a_minute_with_their_sum_or_at_the_very_end),
+	    cmocka_unit_test(a_broker_that_starts_anew_counts_from_zero),
+	    cmocka_unit_test(a_first_reading_that_is_a_change_is_a_loss_of_unknown_size),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

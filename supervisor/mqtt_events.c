@@ -17,6 +17,7 @@
 #include "clock.h"
 #include "failpoint.h"
 #include "log.h"
+#include "mqtt_limits.h"
 #include "mqtt_subscribe.h"
 
 /* What is kept of a payload that is over --payload-limit. */
@@ -118,6 +119,7 @@ on_connack(struct mosquitto *mosq, void *arg, int rc, int flags, const mosquitto
 		    LOG_I("asked", m->cfg->session_expiry),
 		    LOG_S("reason",
 			"the broker keeps our session for less time than --session-expiry"));
+	mqtt_limits_tell(m, props);
 	m->lost = FAILPOINT("after_connack");
 	resume_connected(m->resume, present);
 	if (m->had_session && !present)

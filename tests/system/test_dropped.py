@@ -196,3 +196,25 @@ def test_who_subscribes_to_it_gets_it_once_as_before(short, database, ingestd, p
         assert "dropped_at_least" in daemon.events("broker_dropped_messages")[0]
     else:
         assert told(daemon) == 50
+
+
+def with_property(raw, extra):
+    """A CONNACK of MQTT 5 with more properties."""
+    body = raw[2:4] + bytes([raw[4] + len(extra)]) + extra + raw[5:]
+    return bytes([raw[0], len(body)]) + body
+
+
+@pytest.mark.parametrize("extra, event, level, words", [
+    (b"\x24\x00", "mqtt_maximum_qos", "warn", {"maximum": "0", "asked": "1"}),
+    (b"\x27\x00\x00\x10\x00", "mqtt_maximum_packet_size", "info", {"bytes": "4096"}),
+    (b"\x24\x01\x27\x10\x00\x00\x00", None, None, {}),
+], ids=["a quality of service", "a packet size", "nothing that matters"])
+def test_limits_of_the_broker_that_keep_messages_away_are_told(broker, database, ingestd, extra, event, level, words):
+    wire = Wire(broker.port, lambda direction, packets: b"".join(
+        with_property(p.raw, extra) if p.kind == "CONNACK" else p.raw for p in packets))
+    daemon = ingestd(broker=wire.url).wait_ready()
+    said = [e for e in daemon.events() if e.name.startswith("mqtt_maximum")]
+    assert [e.name for e in said] == ([event] if event else [])
+    for e in said:
+        assert e.level == level and words.items() <= e.items()
+    wire.close()

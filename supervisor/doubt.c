@@ -89,6 +89,7 @@ doubt_step(struct service *s)
 	}
 	s->in_doubt = true;
 	s->spooling_since = s->now;
+	s->spooling_reason = "messages of an earlier run are in doubt";
 	for (i = 0; i < s->lane_count; i++)
 		s->lanes[i].spool.on = true;
 	log_warn("stream_in_doubt", LOG_S("stream", s->store.live),

@@ -65,11 +65,11 @@ struct service {
 	int64_t spool_failed; /* since when the spool takes no writes, 0 if it does */
 	int64_t spool_retry_at;
 	int64_t spool_logged;
-	bool spool_disk_full;     /* there is hardly room on its disk */
-	int64_t spool_full_since; /* 0 while there is room */
+	bool spool_disk_full; /* there is hardly room on its disk */
 	int64_t spool_removed_at;
-	int64_t room_missing; /* since when the backlog is full, 0 if it is not */
-	int64_t spooling_since;
+	int64_t room_missing;   /* since when the backlog is full, 0 if it is not */
+	int64_t spooling_since; /* 0 while all records go to the writers directly */
+	const char *spooling_reason;
 	/* doubt.c */
 	bool in_doubt; /* the broker has been called though the list is in doubt */
 	int64_t doubt_at;

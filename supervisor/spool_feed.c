@@ -349,6 +349,7 @@ spool_feed_open(struct service *s)
 			    LOG_S(
 				"next", "storing them all the same: they have been acknowledged"));
 		s->spooling_since = s->now;
+		s->spooling_reason = "an earlier run has left records in the spool";
 	}
 	if (spool_note(&s->spool, s->cfg->client_id) == -1)
 		return dbfile_unusable(

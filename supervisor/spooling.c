@@ -278,12 +278,10 @@ turn_on(struct service *s, struct lane *l)
 {
 	if (s->spooling_since == 0) {
 		s->spooling_since = s->now;
-		log_warn("spooling", LOG_S("phase", "begins"), LOG_I("lane", l->index),
-		    LOG_T("no_commit_for", s->now - l->spool.progress_at),
-		    LOG_U("waiting", intake_view(s).in_flight),
-		    LOG_S("next",
-			"what is received goes to the disk and is acknowledged; it is stored in "
-			"order when the database takes it"));
+		s->spooling_reason = s->state != STATE_RUN
+		    ? "the database has not taken them, and there is a stop"
+		    : s->room_missing != 0 ? "the backlog has been full for a second"
+					   : "there has been no commit for --spool-after";
 	}
 	l->spool.on = true;
 }
@@ -340,35 +338,10 @@ note_empty(struct service *s)
 {
 	if (s->spooling_since == 0 || spooling_count(s) > 0 || spooling_any(s))
 		return;
-	log_info("spooling", LOG_S("phase", "ends"), LOG_T("after", s->now - s->spooling_since),
-	    LOG_S("next", "records go to the writers directly again"));
 	s->spooling_since = s->spool_failed = s->spool_logged = 0;
 	if (spool_shrink(&s->spool) == -1)
 		log_warn("spool_not_shrunk", LOG_S("state_dir", s->cfg->state_dir),
 		    LOG_S("reason", s->spool.file.why));
-}
-
-static void
-watch_limit(struct service *s)
-{
-	if (!spooling_full(s)) {
-		if (s->spool_full_since != 0)
-			log_info("spool_full", LOG_S("phase", "ends"),
-			    LOG_T("after", s->now - s->spool_full_since));
-		s->spool_full_since = 0;
-		return;
-	}
-	if (s->spool_full_since != 0)
-		return;
-	s->spool_full_since = s->now;
-	log_error("spool_full", LOG_S("phase", "begins"), LOG_U("bytes", s->spool.bytes),
-	    LOG_I("limit", s->cfg->spool_limit), LOG_U("records", spooling_count(s)),
-	    LOG_S("reason",
-		s->spool_disk_full ? "there is hardly room left on the disk of --state-dir"
-				   : "it has reached --spool-limit"),
-	    LOG_S("next",
-		"reading no more until the database takes records; the session is kept alive, the "
-		"broker holds what comes"));
 }
 
 /* Once a turn, behind intake_save(), so that nothing is in the spool that is not in the list. */
@@ -389,7 +362,6 @@ spooling_step(struct service *s)
 	for (i = 0; i < s->lane_count; i++)
 		spool_feed(s, &s->lanes[i]);
 	note_empty(s);
-	watch_limit(s);
 }
 
 int64_t

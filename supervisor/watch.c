@@ -42,14 +42,19 @@ find_trouble(const struct service *s, bool configuration)
 }
 
 static const char *
-next_of_trouble(const struct lane *l)
+next_of_trouble(const struct service *s, const struct lane *l)
 {
 	if (l->claimed)
 		return "staying away from the broker until the other instance has been gone for "
 		       "30 s";
 	if (l->trouble_class == TROUBLE_DATA)
-		return "holding; what is held back soon stops all reading; nothing is dropped; "
-		       "trying again every few seconds";
+		return "holding; nothing is dropped; trying again every few seconds";
+	if (s->cfg->spool_limit > 0 && l->trouble_class == TROUBLE_TRANSIENT)
+		return "the writers go on trying; what is not committed within --spool-after goes "
+		       "to the disk, and is acknowledged";
+	if (s->cfg->spool_limit > 0)
+		return "trying again every few seconds until it is mended; what is not committed "
+		       "within --spool-after goes to the disk, and is acknowledged";
 	return NULL;
 }
 
@@ -63,7 +68,7 @@ watch_trouble(struct service *s, enum pressure_state state, bool configuration)
 	if (!pressure_set(&s->pressure, state, l != NULL, t.waiting, s->now, &line))
 		return;
 	if (l != NULL)
-		pressure_log(&line, l->trouble_text, next_of_trouble(l),
+		pressure_log(&line, l->trouble_text, next_of_trouble(s, l),
 		    LOG_FIELDS(LOG_I("lanes", t.lanes),
 			LOG_S("class", trouble_name(l->trouble_class)),
 			LOG_S("sqlstate",
@@ -78,16 +83,24 @@ watch_trouble(struct service *s, enum pressure_state state, bool configuration)
 
 /* ---- the spool, the backlog and the gate ---- */
 
-/* There is none yet: neither state holds. */
 static void
 watch_spool(struct service *s)
 {
 	struct pressure_line line;
+	bool full = spooling_full(s);
 
-	if (pressure_set(&s->pressure, PRESSURE_SPOOLING, false, 0, s->now, &line))
-		pressure_log(&line, NULL, NULL, NULL);
-	if (pressure_set(&s->pressure, PRESSURE_SPOOL_FULL, false, 0, s->now, &line))
-		pressure_log(&line, NULL, NULL, NULL);
+	if (pressure_set(&s->pressure, PRESSURE_SPOOLING, s->spooling_since != 0, spooling_count(s),
+		s->now, &line))
+		pressure_log(&line, line.phase == PRESSURE_ENDS ? NULL : s->spooling_reason, NULL,
+		    LOG_FIELDS(LOG_U("bytes", s->spool.bytes)));
+	if (!pressure_set(
+		&s->pressure, PRESSURE_SPOOL_FULL, full, spooling_count(s), s->now, &line))
+		return;
+	pressure_log(&line,
+	    line.phase == PRESSURE_ENDS ? NULL
+		: s->spool_disk_full    ? "there is hardly room left on the disk of --state-dir"
+					: "it has reached --spool-limit",
+	    NULL, LOG_FIELDS(LOG_U("bytes", s->spool.bytes), LOG_I("limit", s->cfg->spool_limit)));
 }
 
 static void

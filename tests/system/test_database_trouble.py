@@ -126,7 +126,7 @@ def test_a_row_that_the_database_refuses_is_put_aside_and_acknowledged(broker, d
     publish(broker, numbered(50))
     wait_until(lambda: wire.count("up", "PUBACK") >= 50, what="all is acknowledged")
     assert (database.count(), database.count("ingestd.dead_letter")) == (20, 30)
-    assert daemon.events("database_trouble") == []
+    assert daemon.events("database_configuration") == []
     assert daemon.stop() == 0
     assert (daemon.totals()["committed"], daemon.totals()["dead_lettered"]) == (20, 30)
 
@@ -136,13 +136,13 @@ def test_a_table_that_refuses_most_rows_holds_them_unacknowledged_and_heals(brok
     daemon = ingestd(broker=wire.url, writers=1).wait_ready(1)
     database.query("ALTER TABLE telemetry ADD CONSTRAINT never CHECK (payload->>'n' IS NULL)")
     publish(broker, numbered(3000))
-    trouble = daemon.wait_log("database_trouble", 20, sqlstate="IG002")
+    trouble = daemon.wait_log("database_configuration", 20, sqlstate="IG002")
     assert (trouble["class"], trouble.level) == ("configuration", "error")
     put = database.count("ingestd.dead_letter")
     assert put < 1000 and database.count() == 0
     database.query("ALTER TABLE telemetry DROP CONSTRAINT never")
     database.wait_for_rows(3000 - put, 60)
-    daemon.wait_log("database_recovered")
+    daemon.wait_log("database_configuration", phase="ends")
     assert daemon.stop() == 0
     assert (daemon.totals()["committed"], daemon.totals()["dead_lettered"]) == (3000 - put, put)
     assert wire.count("up", "PUBACK") == 3000

@@ -450,7 +450,7 @@ def test_with_poison_among_them_every_message_is_stored_or_put_aside_and_acknowl
     assert sorted(found) == [n for n in range(20000) if n not in bad] and sorted(put) == sorted(bad)
     assert database.query("SELECT topic FROM (SELECT topic, (payload->>'n')::integer n, lag((payload->>'n')::integer)"
                           " OVER (PARTITION BY topic ORDER BY id) before FROM telemetry) o WHERE n < before") == []
-    assert daemon.events("database_trouble") == []
+    assert daemon.events("database_configuration") == []
     assert daemon.stop() == 0
     totals = daemon.totals()
     assert (totals["received"], totals["committed"], totals["dead_lettered"], totals["unacknowledged"]) == (

@@ -129,7 +129,7 @@ def test_a_refused_password_is_named_and_heals_when_it_is_mended(make_broker, da
     assert "retry_in" in failed
     assert_no_busy_loop(daemon)
     broker.set_password("meter", "wrong-s3cret")
-    daemon.wait_log("mqtt_connected", 40)
+    daemon.wait_log("mqtt_subscribed", 40)
     publish(broker, numbered(5), user="meter", password="wrong-s3cret")
     database.wait_for_rows(5)
     assert "s3cret" not in daemon.log()

@@ -46,6 +46,8 @@ BAD_USAGE = {
     "a protocol of yesterday": ([*FILTER, "--protocol", "3.1"], ["--protocol", "3.1", "3.1.1"]),
     "a window of nothing": ([*FILTER, "--receive-maximum", "0"], ["--receive-maximum", "65535"]),
     "a window past 16 bits": ([*FILTER, "--receive-maximum", "65536"], ["--receive-maximum", "65536", "65535"]),
+    "a share of nothing": ([*FILTER, "--dead-letter-share", "0"], ["--dead-letter-share", "1", "100"]),
+    "a share of more than all": ([*FILTER, "--dead-letter-share", "101"], ["--dead-letter-share", "100"]),
     "a level nobody knows": ([*FILTER, "--log-level", "loud"], ["--log-level", "loud", "debug"]),
     "a broker of another trade": ([*FILTER, "--broker", "http://x"], ["--broker", "mqtt"]),
     "a broker's port past all": ([*FILTER, "--broker", "mqtt://x:70000"], ["--broker"]),

@@ -5,7 +5,6 @@ import signal
 import pytest
 
 import daemon as daemon_module
-from lane import COMMITTED, CONDEMN, Lane, message
 from processes import SANITIZED, is_running, wait_until
 from publisher import numbered, publish
 from test_failpoints import PROGRAM, build  # noqa: F401
@@ -45,15 +44,16 @@ def assert_stored(database, n, killers):
     assert sorted(stored) == [i for i in range(n) if i not in killers]
     assert database.query("SELECT topic FROM (SELECT topic, (payload->>'n')::integer n, lag((payload->>'n')::integer)"
                           " OVER (PARTITION BY topic ORDER BY id) before FROM telemetry) o WHERE n < before") == []
-    assert database.query("SELECT topic, convert_from(payload, 'UTF8'), reason FROM ingestd.dead_letter ORDER BY id") == [
+    put = database.query("SELECT topic, convert_from(payload, 'UTF8'), reason FROM ingestd.dead_letter ORDER BY id")
+    assert put == [
         (f"t/{i % 7}", '{"n": %d, "x": "%s"}' % (i, MARK), "crashed its writer") for i in sorted(killers)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killers", [{300}, {0}, {5, 6, 310}], ids=["one", "the first", "three"])
 @pytest.mark.parametrize("signum", [signal.SIGSEGV, signal.SIGABRT])
-def test_a_record_that_kills_three_writers_is_put_aside_and_its_neighbours_are_stored(broker, database, fragile, killers,
-                                                                                    signum):
+def test_a_record_that_kills_three_writers_is_put_aside_and_its_neighbours_stored(broker, database, fragile, killers,
+                                                                                signum):
     daemon = fragile(signum)
     publish(broker, with_killers(600, killers))
     wait_until(lambda: database.count() + database.count("ingestd.dead_letter") >= 600, 60, "all is somewhere")
@@ -91,18 +91,3 @@ def test_a_writer_that_crashes_with_nothing_in_hand_makes_no_suspect(broker, dat
     publish(broker, numbered(20))
     database.wait_for_rows(20, 60)
     assert daemon.events("records_suspected") == []
-
-
-def test_a_condemned_record_becomes_a_dead_letter_without_a_look_at_it(database):
-    lane = Lane(database.dsn)
-    try:
-        lane.send(message(CONDEMN, 2, "crashed its writer"))
-        for n in range(4):
-            lane.publish(b'{"n": %d}' % n)
-        lane.wait_committed()
-        assert database.query("SELECT payload FROM telemetry ORDER BY ctid") == [({"n": n},) for n in (0, 2, 3)]
-        assert database.query("SELECT payload, reason, sqlstate FROM ingestd.dead_letter") == [
-            (b'{"n": 1}', "crashed its writer", None)]
-        assert sum(m[2] for m in lane.said(COMMITTED)) == 1
-    finally:
-        lane.clean_up()

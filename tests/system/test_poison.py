@@ -143,7 +143,7 @@ def test_a_bad_row_becomes_a_dead_letter_and_its_neighbours_rows(make_lane, data
 
 
 def test_the_detail_is_the_server_s_and_the_reason_names_the_constraint(make_lane, database):
-    database.query("ALTER TABLE telemetry ADD CONSTRAINT \"Größe, line 1\" CHECK ((payload->>'n')::integer < 1000000)")
+    database.query(SMALL.replace("small", '"Größe, line 1"'))
     lane = make_lane()
     lane.publish(BAD)
     lane.wait_committed()
@@ -210,7 +210,8 @@ def test_good_rows_keep_their_order_and_bad_ones_theirs(make_lane, database, sha
     one_batch(lane, database, [{"topic": f"t/{n % 7}", "payload": b'{"i": %d, "n": %s' % (
         n, (b"1000000" if bad else b"1") + (b"" if broken else b"}"))} for n, bad, broken in sent])
     lane.wait_committed(timeout=60)
-    stored = [i for i, in database.query("SELECT (payload->>'i')::integer FROM telemetry WHERE payload ? 'i' ORDER BY id")]
+    stored = [i for i, in database.query("SELECT (payload->>'i')::integer FROM telemetry WHERE payload ? 'i'"
+                                         " ORDER BY id")]
     assert stored == [n for n, bad, broken in sent if not bad and not broken]
     put = database.query("SELECT substring(convert_from(payload, 'UTF8') from '[0-9]+')::integer, sqlstate IS NULL"
                          " FROM ingestd.dead_letter ORDER BY id")
@@ -285,7 +286,8 @@ def test_a_connection_lost_in_the_middle_is_no_fault_of_a_row(make_lane, databas
 @pytest.mark.parametrize("sqlstate", ["40001", "53100", "57014", "55P03", "XX000"])
 def test_what_waiting_may_mend_makes_no_dead_letter(make_lane, database, sqlstate):
     # A row that is bad, and another of which the database says something else.
-    for sql in [SMALL, *trigger("IF NEW.payload ? 'later' THEN RAISE 'not now' USING ERRCODE = '%s'; END IF;" % sqlstate)]:
+    raises = f"IF NEW.payload ? 'later' THEN RAISE 'not now' USING ERRCODE = '{sqlstate}'; END IF;"
+    for sql in [SMALL, *trigger(raises)]:
         database.query(sql)
     lane = make_lane()
     lane.wait_ready()

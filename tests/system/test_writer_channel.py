@@ -8,8 +8,8 @@ import psycopg
 import pytest
 
 from daemon import WRITER
-from lane import (COMMITTED, CONFIGURATION_ERROR, DATA_ERROR, DRAINED, READY, TEMPORARY_FAILURE, TROUBLE, VERSION, Lane,
-                  message, record)
+from lane import (COMMITTED, CONDEMN, CONFIGURATION_ERROR, DATA_ERROR, DRAINED, READY, TEMPORARY_FAILURE, TROUBLE,
+                  VERSION, Lane, message, record)
 from processes import PATIENCE, clean_environment, memory_of, read_proc, wait_until
 
 TABLE = "time timestamptz NOT NULL, topic text NOT NULL, payload jsonb NOT NULL"
@@ -587,3 +587,14 @@ def test_a_trigger_that_raises_is_told_with_its_own_words(lane, database):
     lane.publish(b"1")
     lane.wait_committed()
     assert database.query("SELECT sqlstate, detail FROM ingestd.dead_letter") == [("P0001", "not on a Sunday")]
+
+
+def test_a_condemned_record_becomes_a_dead_letter_without_a_look_at_it(lane, database):
+    lane.send(message(CONDEMN, 2, "crashed its writer"))
+    for n in range(4):
+        lane.publish(b'{"n": %d}' % n)
+    lane.wait_committed()
+    assert database.query("SELECT payload FROM telemetry ORDER BY ctid") == [({"n": n},) for n in (0, 2, 3)]
+    assert database.query("SELECT payload, reason, sqlstate FROM ingestd.dead_letter") == [
+        (b'{"n": 1}', "crashed its writer", None)]
+    assert sum(m[2] for m in lane.said(COMMITTED)) == 1

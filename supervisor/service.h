@@ -109,6 +109,7 @@ int64_t spooling_deadline(const struct service *);
 uint64_t spooling_count(const struct service *);
 bool spooling_any(const struct service *);
 bool spooling_full(const struct service *);
+bool spooling_is_empty(const struct service *);
 void spooling_finish(struct service *);
 
 /* spool_feed.c */

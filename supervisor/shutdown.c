@@ -79,7 +79,7 @@ enter_flush(struct service *s, bool drained)
 	 * When the broker has shown that it got every acknowledgement, nothing comes again, and
 	 * nobody will ask what was committed.
 	 */
-	forget = s->resume.head == s->resume.tail && spooling_count(s) == 0;
+	forget = s->resume.head == s->resume.tail && spooling_is_empty(s);
 	if (forget) {
 		/* Written down first: a list without its rows would look like a loss. */
 		s->resume.cut = true;

@@ -89,6 +89,19 @@ spooling_put(struct service *s, struct lane *l, const struct record *r)
 	return 0;
 }
 
+/* True when nothing is in it, not even what is committed and could not be removed yet. */
+bool
+spooling_is_empty(const struct service *s)
+{
+	int i;
+
+	for (i = 0; i < s->lane_count; i++) {
+		if (s->lanes[i].spool.removable)
+			return false;
+	}
+	return spooling_count(s) == 0;
+}
+
 /* ---- failing ---- */
 
 static void
@@ -336,7 +349,7 @@ is_to_be_written(const struct service *s)
 static void
 note_empty(struct service *s)
 {
-	if (s->spooling_since == 0 || spooling_count(s) > 0 || spooling_any(s))
+	if (s->spooling_since == 0 || !spooling_is_empty(s) || spooling_any(s))
 		return;
 	s->spooling_since = s->spool_failed = s->spool_logged = 0;
 	if (spool_shrink(&s->spool) == -1)
@@ -398,6 +411,6 @@ spooling_finish(struct service *s)
 	s->spool_retry_at = s->now;
 	if (is_to_be_written(s))
 		write_all(s);
-	if (spooling_count(s) == 0)
+	if (spooling_is_empty(s))
 		spool_shrink(&s->spool);
 }

@@ -383,9 +383,10 @@ spooling_deadline(const struct service *s)
 	int64_t at = CLOCK_NEVER, other;
 	int i;
 
-	if (!s->spool.open)
+	/* Where the list cannot be written nothing is tried here, and intake.c says when it is. */
+	if (!s->spool.open || s->save_failed != 0)
 		return CLOCK_NEVER;
-	if (s->spool_failed != 0)
+	if (s->spool_failed != 0 && is_to_be_written(s))
 		return s->spool_retry_at;
 	for (i = 0; i < s->lane_count; i++) {
 		other = due(s, &s->lanes[i]);

@@ -56,6 +56,7 @@ struct lane_spool {
 	uint64_t loaded;     /* up to this seq the spool is in the backlog, or was */
 	uint64_t tail;       /* the last seq in the spool */
 	bool removable;      /* there are rows that are committed */
+	int64_t on_since;
 	int64_t progress_at; /* the last commit, or when the backlog got its first record */
 };
 

@@ -297,6 +297,7 @@ turn_on(struct service *s, struct lane *l)
 					   : "there has been no commit for --spool-after";
 	}
 	l->spool.on = true;
+	l->spool.on_since = s->now;
 }
 
 /* All that the spool has of it is in the backlog, and goes out. */
@@ -307,6 +308,13 @@ turn_off(struct service *s, struct lane *l)
 		return;
 	l->spool.on = false;
 	l->spool.progress_at = s->now;
+}
+
+/* Without a commit since, it would be on again at once, and the backlog grow with each turn. */
+static bool
+makes_progress(const struct lane *l)
+{
+	return l->spool.count == 0 || l->spool.progress_at > l->spool.on_since;
 }
 
 static void
@@ -320,7 +328,8 @@ switch_lanes(struct service *s)
 		if (s->now >= due(s, l))
 			turn_on(s, l);
 		else if (l->spool.on && l->state == LANE_READY && l->trouble_since == 0 &&
-		    s->state == STATE_RUN && s->save_failed == 0 && spool_feed_is_empty(s, l))
+		    makes_progress(l) && s->state == STATE_RUN && s->save_failed == 0 &&
+		    spool_feed_is_empty(s, l))
 			turn_off(s, l);
 	}
 }

@@ -58,15 +58,15 @@ def drain(broker, database, command, rows):
     fresh_table(database)
     with Service(command) as service:
         start = service.wait_event("mqtt_connected")
-        _wait_for_rows(service, database, rows)
+        wait_for_rows(service, database, rows)
         service.sample_memory()
         peak_resident = service.peak_resident()
         service.stop()
-    return Result(rows, _last_commit(database) - start, service.cpu_seconds, peak_resident,
+    return Result(rows, last_commit(database) - start, service.cpu_seconds, peak_resident,
                   service.peak_pss)
 
 
-def _wait_for_rows(service, database, rows):
+def wait_for_rows(service, database, rows):
     size, grown, weighed = 0, time.monotonic(), 0.0
     while True:
         now = time.monotonic()
@@ -88,6 +88,6 @@ def _wait_for_rows(service, database, rows):
         raise RuntimeError(f"{rows} messages became {count} rows, {distinct} of them different")
 
 
-def _last_commit(database):
+def last_commit(database):
     return database.value("SELECT extract(epoch FROM max(pg_xact_commit_timestamp(xmin)))::float8"
                           " FROM telemetry")

@@ -86,6 +86,16 @@ MUTANTS = {
         "supervisor/mqtt_subscribe.c", "	unsubscribe_gone(m);\n	mqtt_sys_subscribe(m, session_present);\n",
         "	mqtt_sys_subscribe(m, session_present);\n	unsubscribe_gone(m);\n",
         "test_dropped.py -k no_earlier_filter_takes_it_away"),
+    "lane_leaves_the_spool_without_a_commit": (
+        "supervisor/spooling.c", "return l->spool.count == 0 || l->spool.progress_at > l->spool.on_since;",
+        "return true;",
+        "test_spool.py -k memory_is_bounded"),
+    "doubtful_message_is_taken_for_stored": (
+        "supervisor/resume.c", "	case RESUME_DOUBT:\n		return RESUME_DOUBTFUL;\n", "",
+        "test_spool.py -k in_doubt_and_stores_it_once"),
+    "old_rows_are_sent_before_their_stream_is_closed": (
+        "supervisor/spool_feed.c", "s->state == STATE_RUN && !s->closing && l->spool.on", "s->state == STATE_RUN && l->spool.on",
+        "test_spool.py -k killed_while_draining"),
     "backslash_is_not_escaped": (
         "worker/row.c", "	case '\\\\':\n		return '\\\\';\n", "",
         "test_payloads.py -k what_jsonb_can_hold_is_stored_exactly"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import is_running, run, wait_until
+from processes import SANITIZED, is_running, run, wait_until
 from publisher import Publisher, numbered, publish
 from wire import Wire
 
@@ -189,6 +189,23 @@ def test_qos_0_survives_a_stop_without_a_database(broker, table, spooling, state
     table.wait_for_rows(1000)
     assert daemon.stop() == 0
     assert_once_in_order(table, 1000)
+
+
+@pytest.mark.slow
+def test_memory_is_bounded_however_much_is_in_the_spool(broker, table, spooling, wire, state):
+    """The writers are ready all the time, and wait."""
+    n = 100_000
+    daemon = spooling(broker=wire.url, spool_after="50ms").wait_ready()
+    before = daemon.rss()
+    with table.locked() as holder:
+        publish(broker, messages(n, pad="x" * 1000))
+        acknowledged(wire, n)
+        assert size(state) > 100 << 20
+        assert daemon.rss() - before < (48 << 20) * (4 if SANITIZED else 1)
+        holder.rollback()
+    table.wait_for_rows(n, 60)
+    assert daemon.stop() == 0
+    assert_once_in_order(table, n)
 
 
 # ---- kill -9 ----

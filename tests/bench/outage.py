@@ -1,0 +1,56 @@
+"""How fast messages go into the spool while the database takes nothing, and out of it when it does again.
+
+Into it: the clock runs from "mqtt connected" to the last time that the spool was written, with the table locked.
+Out of it: from the release of the lock to PostgreSQL's timestamp of the last commit.
+"""
+
+import contextlib
+import shutil
+import sqlite3
+import tempfile
+import time
+from pathlib import Path
+
+import drain
+from processes import wait_until
+from publisher import publish
+from service import Service
+from workload import messages
+
+OPTIONS = ("--spool-after", "1ms", "--spool-limit", "4GiB")
+PARTS = ("spool.db", "spool.db-wal")
+QUIET = 0.5
+
+
+def spooled(state):
+    """Records in the spool. ingestd has the file for itself: a copy is read."""
+    with tempfile.TemporaryDirectory() as copy:
+        for part in PARTS:
+            shutil.copy(state / part, copy)
+        with contextlib.closing(sqlite3.connect(Path(copy) / "spool.db")) as c:
+            return c.execute("SELECT coalesce(sum(count), 0) FROM spool").fetchone()[0]
+
+
+def last_written(state):
+    return max((state / part).stat().st_mtime for part in PARTS if (state / part).exists())
+
+
+def spool(broker, database, command, state, rows):
+    """state: the command's state directory. Returns two results: into the spool, and out of it."""
+    with Service(command) as service:
+        service.wait_event("mqtt_subscribed")
+        service.stop()
+    publish(broker, messages(rows))
+    drain.fresh_table(database)
+    with database.locked() as holder, Service([*command, *OPTIONS]) as service:
+        start = service.wait_event("mqtt_connected")
+        wait_until(lambda: time.time() - last_written(state) > QUIET and spooled(state) >= rows, 120, "all is spooled", 0.1)
+        into = drain.Result(rows, last_written(state) - start)
+        released = time.time()
+        holder.rollback()
+        drain.wait_for_rows(service, database, rows)
+        service.sample_memory()
+        peak = service.peak_resident()
+        service.stop()
+    out = drain.Result(rows, drain.last_commit(database) - released, service.cpu_seconds, peak, service.peak_pss)
+    return into, out

@@ -5,12 +5,14 @@ A third is added by writing the class and a line in SYSTEMS; what it can not do 
 faults that need that are skipped for it. Must never help a system along: what it does not survive is its own.
 """
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import balance
 from daemon import STOP, Ingestd as Daemon
 from messages import FILTER
 from processes import PATIENCE, ROOT, clean_environment, die_with_parent, end, is_running, wait_until
@@ -167,6 +169,9 @@ class Ingestd(System):
                 daemon.wait(10)
             for complaint in self._complaints_about(daemon, last=daemon is self.current):
                 self.complaints.append(f"ingestd-{number}: {complaint}")
+        for number, (before, after) in enumerate(itertools.pairwise(self._all), 1):
+            self.complaints += [f"ingestd-{number}: {complaint}"
+                                for complaint in balance.of_two_runs(before.events(), after.events())]
 
     def _complaints_about(self, daemon, last):
         """A kill -9 leaves no end to look at; a SIGTERM does, and its balance must hold, whatever else went on."""
@@ -182,7 +187,8 @@ class Ingestd(System):
             if events[-1:] != ["shutdown_complete"] or (last and [e for e in events if e in STOP] != STOP):
                 yield f"its shutdown was {events}"
             else:
-                yield from self._imbalance(daemon)
+                yield from balance.of_the_end(daemon.events(), status)
+        yield from balance.of_the_lines(daemon.events())
         try:
             wait_until(lambda: not self._writers_of(daemon), 20)
         except AssertionError:
@@ -192,14 +198,6 @@ class Ingestd(System):
     def _writers_of(daemon):
         return [int(e["pid"]) for e in daemon.events("writer_started")
                 if is_running(int(e["pid"])) and daemon._is_writer(int(e["pid"]))]
-
-    @staticmethod
-    def _imbalance(daemon):
-        totals = daemon.totals()
-        left = sum(int(e["qos0_lost"]) + int(e["qos1_kept"]) for e in daemon.events("records_left")
-                   if "qos0_lost" in e)
-        if totals["received"] != totals["committed"] + totals["dead_lettered"] + totals["spooled"] + left:
-            yield f"the balance does not hold: {totals}, in flight {left}"
 
     def clean_up(self):
         for daemon in [*self._all, *self._seconds]:

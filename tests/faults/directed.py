@@ -256,9 +256,10 @@ def everything_killed_while_a_commit_is_under_way(world):
         _let_commit(holder)
 
 
-# QoS 0: what was received before SIGTERM never comes again, so all of it has to be committed before the end.
+# QoS 0 and no spool: what was received before SIGTERM never comes again, so all of it has to be committed before the
+# end.
 
-@directed(qos=0)
+@directed(qos=0, spool_limit=0)
 def stopped_with_a_full_queue(world):
     """QoS 0, and at SIGTERM most of it is not with the writers yet: the supervisor has to hand it over."""
     with world.database.locked() as holder:
@@ -272,7 +273,7 @@ def stopped_with_a_full_queue(world):
     yield from _ended_and_started_again(world, status)
 
 
-@directed(qos=0, drain_timeout="1s")
+@directed(qos=0, drain_timeout="1s", spool_limit=0)
 def stopped_with_records_at_the_writers(world):
     """QoS 0, and when the writers are told to end they hold all of it: they have to commit it first."""
     with world.database.locked() as holder:

@@ -32,14 +32,19 @@ class Directed:
     needs: frozenset
     options: dict = field(default_factory=dict)
     patience: float = 8
+    disk: str = None
     alone: bool = True
 
 
-def directed(needs=("writers",), patience=8, **options):
-    """options: of ingestd, beside the usual ones. patience: seconds without a row after which the rest is lost."""
+def directed(needs=("writers",), patience=8, disk=None, **options):
+    """
+    options: of ingestd, beside the usual ones. patience: seconds without a row after which the rest is lost. disk: see
+    SmallDisk.
+    """
     def put(harm):
         words = " ".join(inspect.getdoc(harm).split())
-        DIRECTED[harm.__name__] = Directed(harm.__name__, harm, words, frozenset(needs), options, patience)
+        DIRECTED[harm.__name__] = Directed(harm.__name__, harm, words, frozenset(needs), options, patience,
+                                           disk)
         return harm
     return put
 
@@ -71,14 +76,14 @@ def _to_writers(world, signum):
     return lambda signum: [send(signum) for send in sends]
 
 
-def _kill_supervisor(world):
+def kill_supervisor(world):
     world.note("kill -9 of the main process")
     world.system.kill()
 
 
-def _kill_everything(world):
+def kill_everything(world):
     later = _to_writers(world, signal.SIGSTOP)
-    _kill_supervisor(world)
+    kill_supervisor(world)
     later(signal.SIGKILL)
 
 
@@ -92,7 +97,7 @@ def killed_before_the_commit(world):
         yield received(world)
         # An acknowledgement too many would go out now.
         yield until(lambda: world.broker_link.passed["up"] >= 4 * 2000, "acknowledgements", 1, at_most=True)
-        _kill_everything(world)
+        kill_everything(world)
         holder.rollback()
     world.system.start()
     yield 0
@@ -139,7 +144,7 @@ def database_cut_between_commit_and_its_answer(world):
 def supervisor_killed_between_commit_and_its_answer(world):
     """The same once more, and nobody is left who could ask but a new supervisor."""
     yield from _commit_without_an_answer(world)
-    _kill_everything(world)
+    kill_everything(world)
     world.database_link.cut()
     world.database_link.flow()
     world.system.start()
@@ -198,7 +203,7 @@ def supervisor_killed_with_acknowledgements_under_way(world):
     world.load.publish(2000)
     yield stored(world, 2000)
     yield a_moment(0.5)
-    _kill_everything(world)
+    kill_everything(world)
     world.broker_link.cut()
     world.broker_link.flow()
     world.system.start()
@@ -212,7 +217,7 @@ def old_writer_wakes_after_its_successor(world):
     world.load.publish(800)
     yield received(world)
     yield a_moment(0.5)
-    _kill_supervisor(world)
+    kill_supervisor(world)
     world.system.start()
     yield stored(world, 800)
     later(signal.SIGCONT)
@@ -228,7 +233,7 @@ def old_writer_wakes_in_its_transaction(world):
         yield received(world)
         yield until(lambda: _waiters(holder) > 0, "a writer waits")
         later = _to_writers(world, signal.SIGSTOP)
-        _kill_supervisor(world)
+        kill_supervisor(world)
         holder.rollback()
     world.system.start()
     yield until(lambda: world.system.stored() >= 800, "the new one has stored them", 3, at_most=True)
@@ -250,7 +255,7 @@ def everything_killed_while_a_commit_is_under_way(world):
     """The same for a new supervisor: what the old stream's backends are about to commit is not known yet."""
     with _slow_commit(world) as holder:
         yield from _commit_under_way(world, holder)
-        _kill_everything(world)
+        kill_everything(world)
         world.system.start()
         yield a_moment()
         _let_commit(holder)

@@ -1,5 +1,6 @@
 """
-The faults: what can happen to a service and to the two servers it stands between.
+The faults: what can happen to a service and to the two servers it stands between. Those that a service with a spool
+is made for stand in database_faults.py and spool_faults.py.
 
 Each is a generator that does its harm step by step, so that several can go on at once: it yields a number of seconds
 to wait, or an until(…). Its parameters are drawn before anything starts. Must leave nothing broken at its end that
@@ -32,17 +33,20 @@ class Kind:
     draws: dict
     needs: frozenset
     alone: bool
+    # Whether it is drawn with others; and whether alone it is run with little patience before the spool.
+    mixed: bool
+    spools: bool
 
     def draw(self, random):
         """The parameters of one occurrence."""
         return {name: draw(random) for name, draw in self.draws.items()}
 
 
-def fault(name=None, words=None, needs=(), alone=False, **draws):
+def fault(name=None, words=None, needs=(), alone=False, mixed=True, spools=False, **draws):
     """Puts a generator function into the table. alone: nothing else may go on meanwhile."""
     def put(harm):
         kind = Kind(name or harm.__name__, harm, words or " ".join(inspect.getdoc(harm).split()), draws,
-                    frozenset(needs), alone)
+                    frozenset(needs), alone, mixed, spools)
         FAULTS[kind.name] = kind
         return harm
     return put
@@ -195,8 +199,7 @@ def restart_broker(world, away):
 
 
 def _restart_postgres(world, mode, away):
-    world.note(f"PostgreSQL is stopped, mode {mode}")
-    world.server.stop(mode)
+    world.stop_database(mode)
     yield away
     world.start_database()
 

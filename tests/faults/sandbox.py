@@ -6,6 +6,7 @@ Everything lies below one directory and ends with the process that made it. The 
 harness take the straight way; only the system under test goes through the proxies. Must be made, used and left by
 one thread: servers die with the thread that started them.
 """
+import contextlib
 import os
 import random
 import shutil
@@ -22,7 +23,8 @@ from ledger import Book
 from load import Load
 from messages import Messages
 from postgres import Database, Server
-from processes import PATIENCE, free_port, run, wait_until
+from processes import PATIENCE, children_of, free_port, run, wait_until
+from small_disk import SmallDisk
 from toxic import Toxic
 
 # What Mosquitto logs of every packet would be most of what it does.
@@ -55,16 +57,22 @@ class PrivateServer(Server):
             conf.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
         self.start()
 
+    def connect(self, name="postgres"):
+        """What a fault has set for the database or the role is not for the harness."""
+        return psycopg.connect(self.dsn(name), autocommit=True,
+                               options="-c statement_timeout=0 -c default_transaction_read_only=off")
+
 
 class Sandbox:
     """
-    system_class and options make the system under test; commit_delay, in µs, makes every commit take longer. The
-    faults see it as `world`.
+    system_class and options make the system under test; commit_delay, in µs, makes every commit take longer; disk, a
+    text for SmallDisk, gives it a state directory or a spool on one. The faults see it as `world`.
     """
     undefined = (errors.UndefinedTable, errors.InvalidSchemaName)
     away = psycopg.OperationalError
 
-    def __init__(self, home, template, system_class, seed, commit_delay=0, options=None):
+    def __init__(self, home, template, system_class, seed, commit_delay=0, options=None,
+                 disk=None):
         self.home = Path(home)
         self.home.mkdir()
         # PostgreSQL, which is not root, has to get at its own.
@@ -72,16 +80,23 @@ class Sandbox:
         self.began = time.monotonic()
         self.timeline, self.complaints = [], []
         self._open = []
+        # Processes of a server that is stopped by SIGSTOP.
+        self._frozen = []
         try:
-            self._set_up(template, system_class, seed, commit_delay, options or {})
+            self._set_up(template, system_class, seed, commit_delay, options or {}, disk)
         except BaseException:
             self.destroy()
             raise
 
-    def _set_up(self, template, system_class, seed, commit_delay, options):
+    def _set_up(self, template, system_class, seed, commit_delay, options, disk):
+        self.disk = SmallDisk(self.home, disk) if disk else None
+        if self.disk:
+            self._open.append(self.disk.destroy)
         self.server = PrivateServer(self.home / "postgres", template,
                                     {"commit_delay": commit_delay, "commit_siblings": 0})
         self._open.append(self.server.destroy)
+        # Before its end, since what is stopped does not end.
+        self._open.append(self.thaw_database)
         self.database = Database(self.server)
         self.database.create_numbered_table()
         self.broker = Broker(self.home / "broker", BROKER_LINES)
@@ -91,8 +106,8 @@ class Sandbox:
         self.database_link = Toxic(self.server.port)
         self._open.append(self.database_link.close)
         self.book = Book()
-        messages = Messages(random.Random(f"messages {seed}"), with_broken=system_class.has_dead_letters)
-        self.load = Load(self.broker.port, messages, self.book, self.began)
+        self.messages = Messages(random.Random(f"messages {seed}"), with_broken=system_class.has_dead_letters)
+        self.load = Load(self.broker.port, self.messages, self.book, self.began)
         self.system = system_class(self, **options)
         self._open.append(self.system.clean_up)
 
@@ -121,7 +136,12 @@ class Sandbox:
     # What faults do
 
     def ask(self, sql, *params):
-        """A query on the straight way. The server may have been restarted since the last one."""
+        """
+        A query on the straight way. The server may have been restarted since the last one. Raises `away` where it is
+        not there, and does not wait for one that is stopped: only the caller's thread would wake it.
+        """
+        if self._frozen:
+            raise self.away("the server is stopped")
         try:
             return self.database.query(sql, *params)
         except psycopg.OperationalError:
@@ -132,6 +152,14 @@ class Sandbox:
             return self.ask(f"SELECT count(*) FROM {table}")[0][0]
         except self.undefined:
             return 0
+
+    def connect(self):
+        """A connection for a fault's own use, with as little patience as ask()."""
+        if self._frozen:
+            raise self.away("the server is stopped")
+        connection = self.database.connect()
+        connection.execute("SET lock_timeout = '1s'")
+        return connection
 
     def signal(self, pid, signum, what):
         """Returns a function that sends another signal to the very same process, if it is still there."""
@@ -156,6 +184,33 @@ class Sandbox:
             self.broker.start()
             self.note("the broker is back")
 
+    def stop_database(self, mode):
+        self.thaw_database()
+        self.note(f"PostgreSQL is stopped, mode {mode}")
+        self.server.stop(mode)
+
+    def freeze_database(self):
+        """SIGSTOP of the postmaster and all of its processes."""
+        if self._frozen or self.server.process.poll() is not None:
+            return
+        self._frozen = [self.server.process.pid]
+        os.kill(self.server.process.pid, signal.SIGSTOP)
+        # It makes no more of them now.
+        self._frozen += children_of(self.server.process.pid)
+        for pid in self._frozen[1:]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        self.note(f"SIGSTOP to PostgreSQL, {len(self._frozen)} processes")
+
+    def thaw_database(self):
+        # The postmaster comes last: until then it reaps nobody, and no number is given to somebody else.
+        for pid in reversed(self._frozen):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        if self._frozen:
+            self.note("SIGCONT to PostgreSQL")
+        self._frozen = []
+
     def start_database(self):
         if self.server.process.poll() is not None:
             self.server.start()
@@ -164,7 +219,10 @@ class Sandbox:
     def heal(self):
         """Nothing is in the system's way any more, and it runs. What is stopped by SIGSTOP its fault continues."""
         self.start_broker()
+        self.thaw_database()
         self.start_database()
+        if self.disk:
+            self.disk.empty()
         self.broker_link.heal()
         self.database_link.heal()
         if not self.system.is_up():

@@ -20,11 +20,13 @@ from processes import PATIENCE, ROOT, clean_environment, die_with_parent, end, i
 CLIENT_ID = "faults"
 # SIGTERM to the end, at worst: what ingestd(8) promises, and some for a busy machine.
 STOP_TIMEOUT = 40 * PATIENCE
+# Of the state directory: it can not be written at the start; the spool could not be at the end.
+EX_CANTCREAT, EX_IOERR = 73, 74
 
 
 class System:
     name = None
-    # What of the faults makes sense for it: "writers", "state directory".
+    # What of the faults makes sense for it: "writers", "state directory", "spool".
     can = frozenset()
     # Whether what is no JSON is kept somewhere. Where it is not, none is published.
     has_dead_letters = False
@@ -91,7 +93,7 @@ class System:
 
 class Ingestd(System):
     name = "ingestd"
-    can = frozenset(["writers", "state directory"])
+    can = frozenset(["writers", "state directory", "spool"])
     has_dead_letters = True
 
     def __init__(self, world, **options):
@@ -99,8 +101,8 @@ class Ingestd(System):
         self._options = {"broker": f"mqtt://127.0.0.1:{world.broker_link.port}",
                          "database": f"host=127.0.0.1 port={world.database_link.port}"
                                      f" dbname={world.database.name} user=postgres",
-                         "subscribe": FILTER, "client_id": CLIENT_ID, "state_dir": world.home / "state",
-                         "writers": 2, **options}
+                         "subscribe": FILTER, "client_id": CLIENT_ID, "writers": 2,
+                         "state_dir": world.disk.state_dir if world.disk else world.home / "state", **options}
         self._all, self._told, self._seconds = [], [], []
 
     @property
@@ -119,8 +121,26 @@ class Ingestd(System):
         return (self.is_up() and bool(self.current.events("mqtt_subscribed")) and
                 len({e["lane"] for e in self.current.events("writer_ready")}) == self._options["writers"])
 
+    def is_spooling(self):
+        """The current process puts records into its spool, or has found some there."""
+        phases = [e["phase"] for e in self.current.events("spooling")] if self._all else []
+        return phases[-1:] == ["begins"] or (phases == [] and bool(self.current.events("spool_found")))
+
+    def has_logged(self, event):
+        """The current process."""
+        return bool(self.current.events(event))
+
+    def _has_a_full_disk(self, daemon):
+        """It found no room at its start: as ingestd(8) says, and somebody starts it again."""
+        return self.world.disk is not None and self.world.disk.is_small and daemon.process.returncode == EX_CANTCREAT
+
     def tend(self):
         if not self.is_up() and self.current not in self._told:
+            if self._has_a_full_disk(self.current):
+                if not self.world.disk.is_full:
+                    self.world.note("the disk was full at the start; start")
+                    self.start()
+                return
             self._told.append(self.current)
             self.complaints.append(f"it ended by itself, with status {self.current.process.returncode}")
 
@@ -180,9 +200,9 @@ class Ingestd(System):
             yield f"lines that are no log lines: {daemon.strange[:3]}"
         if last and status != 0:
             yield f"the last stop's exit status is {status}"
-        if status not in (0, 75, -signal.SIGKILL):
+        if status not in (0, 75, -signal.SIGKILL) and not self._may_end_with(status):
             yield f"exit status {status}"
-        if status in (0, 75):
+        if status in (0, 74, 75):
             events = daemon.stop_events()
             if events[-1:] != ["shutdown_complete"] or (last and [e for e in events if e in STOP] != STOP):
                 yield f"its shutdown was {events}"
@@ -198,6 +218,10 @@ class Ingestd(System):
     def _writers_of(daemon):
         return [int(e["pid"]) for e in daemon.events("writer_started")
                 if is_running(int(e["pid"])) and daemon._is_writer(int(e["pid"]))]
+
+    def _may_end_with(self, status):
+        disk = self.world.disk
+        return disk is not None and disk.is_small and status in (EX_CANTCREAT, EX_IOERR)
 
     def clean_up(self):
         for daemon in [*self._all, *self._seconds]:

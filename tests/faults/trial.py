@@ -172,7 +172,8 @@ def run(name, seed, system, home, template, rate, keep_in=None):
     began = time.monotonic()
     schedule = draw(name, seed, SYSTEMS[system])
     outcome = Outcome(str(schedule), schedule.in_short(), schedule.name, schedule.seed, system)
-    with Sandbox(home, template, SYSTEMS[system], schedule.seed, schedule.commit_delay, schedule.options) as world:
+    with Sandbox(home, template, SYSTEMS[system], schedule.seed, schedule.commit_delay, schedule.options,
+                 schedule.disk) as world:
         try:
             _play(world, schedule, rate)
         except Exception:

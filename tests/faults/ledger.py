@@ -24,7 +24,7 @@ _ID = re.compile(rb'"id": ?"(m\d+)"')
 
 @dataclass
 class Message:
-    """n counts the messages of its topic. is_json: what is none has to become a dead letter."""
+    """n counts the messages of its topic. is_json: what is none, or is poison, has to become a dead letter."""
     id: str
     topic: str
     n: int

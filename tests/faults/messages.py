@@ -55,6 +55,8 @@ class Messages:
     def __init__(self, random, topics=40, with_broken=True):
         self._random = random
         self._with_broken = with_broken
+        # (share, tails): so many of all are good JSON that the table refuses; see poison.py. Another thread sets it.
+        self.poison = None
         self._numbers = itertools.count(1)
         self._topics = {f"faults/{i}": itertools.count(1) for i in range(topics)}
         self._names = list(self._topics)
@@ -68,8 +70,10 @@ class Messages:
         n = next(self._topics[topic])
         head = f'{{"id":"{id}","n":{n}'
         kind = r.random() * 100
-        is_json = True
-        if kind < LONG:
+        is_json, poison = True, self.poison
+        if poison and r.random() < poison[0]:
+            payload, is_json = head.encode() + r.choice(poison[1]), False
+        elif kind < LONG:
             payload = f'{head},"filler":{r.choice(self._fillers)}}}'.encode()
         elif kind < LONG + REAL:
             payload = f'{head}, "real" : {r.choice(self._real)} }}'.encode()

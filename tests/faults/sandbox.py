@@ -18,6 +18,7 @@ from pathlib import Path
 import psycopg
 from psycopg import errors
 
+import poison
 from broker import Broker
 from ledger import Book
 from load import Load
@@ -99,6 +100,8 @@ class Sandbox:
         self._open.append(self.thaw_database)
         self.database = Database(self.server)
         self.database.create_numbered_table()
+        if "poison rows" in system_class.can:
+            self.database.query(poison.RULES)
         self.broker = Broker(self.home / "broker", BROKER_LINES)
         self._open.append(self.broker.kill)
         self.broker_link = Toxic(self.broker.port)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import database_faults  # noqa: F401 it fills the table, as the next one
 import directed_spool  # noqa: F401
+import poison  # noqa: F401
 import spool_faults  # noqa: F401
 from directed import DIRECTED
 from faults import FAULTS, between

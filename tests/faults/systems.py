@@ -26,7 +26,7 @@ EX_CANTCREAT, EX_IOERR = 73, 74
 
 class System:
     name = None
-    # What of the faults makes sense for it: "writers", "state directory", "spool".
+    # What of the faults makes sense for it: "writers", "state directory", "spool", "poison rows".
     can = frozenset()
     # Whether what is no JSON is kept somewhere. Where it is not, none is published.
     has_dead_letters = False
@@ -93,6 +93,7 @@ class System:
 
 class Ingestd(System):
     name = "ingestd"
+    # "poison rows" comes in when the writer isolates them: until then one of them holds its lane for ever.
     can = frozenset(["writers", "state directory", "spool"])
     has_dead_letters = True
 

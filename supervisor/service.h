@@ -65,6 +65,7 @@ struct service {
 	int64_t spool_failed; /* since when the spool takes no writes, 0 if it does */
 	int64_t spool_retry_at;
 	int64_t spool_logged;
+	int64_t spool_looked_at;
 	bool spool_disk_full; /* there is hardly room on its disk */
 	int64_t spool_removed_at;
 	int64_t room_missing;   /* since when the backlog is full, 0 if it is not */

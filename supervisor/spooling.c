@@ -26,8 +26,12 @@
 /* In a stop there is less patience: the spool is the better place. */
 #define STOPPING_AFTER CLOCK_SECOND
 #define RETRY CLOCK_SECOND
-/* Room that is left on the disk for state.db, and to remove rows in: both need some to write. */
-#define RESERVE ((uint64_t)4 << 20)
+/*
+ * Room that is left on the disk: both files need some to write, though it be to remove rows, and
+ * each has a journal that may grow to 4 MiB.
+ */
+#define RESERVE ((uint64_t)16 << 20)
+#define LOOK_EVERY CLOCK_SECOND
 #define LOGGED_EVERY (60 * CLOCK_SECOND)
 /* Removing what is committed costs a write that waits for the disk. */
 #define REMOVE_INTERVAL (200 * CLOCK_MS)
@@ -131,6 +135,16 @@ write_succeeded(struct service *s)
 	s->spool_failed = s->spool_logged = 0;
 }
 
+static void
+look_at_disk(struct service *s)
+{
+	struct statvfs fs;
+
+	s->spool_looked_at = s->now;
+	s->spool_disk_full =
+	    statvfs(s->cfg->state_dir, &fs) == 0 && (uint64_t)fs.f_bavail * fs.f_frsize < RESERVE;
+}
+
 /* ---- writing ---- */
 
 /* What of the backlog is not in the spool yet. */
@@ -214,15 +228,6 @@ note_written(struct lane *l)
 	buffer_clear(&sp->pending);
 }
 
-static void
-look_at_disk(struct service *s)
-{
-	struct statvfs fs;
-
-	s->spool_disk_full = statvfs(s->cfg->state_dir, &fs) == 0 &&
-	    (uint64_t)fs.f_bavail * fs.f_frsize < RESERVE + PENDING_MOST;
-}
-
 /* One transaction for all lanes: what is to be durable, and what is done with. */
 static bool
 write_all(struct service *s)
@@ -296,6 +301,7 @@ turn_on(struct service *s, struct lane *l)
 		    : s->room_missing != 0 ? "the backlog has been full for a second"
 					   : "there has been no commit for --spool-after";
 	}
+	look_at_disk(s);
 	l->spool.on = true;
 	l->spool.on_since = s->now;
 }
@@ -378,6 +384,9 @@ spooling_step(struct service *s)
 		s->room_missing = 0;
 	else if (s->room_missing == 0)
 		s->room_missing = s->now;
+	/* Somebody may have made room. */
+	if (s->spool_disk_full && s->now - s->spool_looked_at >= LOOK_EVERY)
+		look_at_disk(s);
 	switch_lanes(s);
 	if (s->save_failed == 0 && is_to_be_written(s))
 		write_all(s);
@@ -389,7 +398,7 @@ spooling_step(struct service *s)
 int64_t
 spooling_deadline(const struct service *s)
 {
-	int64_t at = CLOCK_NEVER, other;
+	int64_t at = s->spool_disk_full ? s->spool_looked_at + LOOK_EVERY : CLOCK_NEVER, other;
 	int i;
 
 	/* Where the list cannot be written nothing is tried here, and intake.c says when it is. */

@@ -93,8 +93,7 @@ class System:
 
 class Ingestd(System):
     name = "ingestd"
-    # "poison rows" comes in when the writer isolates them: until then one of them holds its lane for ever.
-    can = frozenset(["writers", "state directory", "spool"])
+    can = frozenset(["writers", "state directory", "spool", "poison rows"])
     has_dead_letters = True
 
     def __init__(self, world, **options):

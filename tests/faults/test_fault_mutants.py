@@ -80,9 +80,6 @@ MUTANTS = {
     "forgets_what_is_still_in_the_spool": (
         "supervisor/shutdown.c", "spooling_is_empty(s)", "spooling_count(s) == 0",
         "stopped_with_what_is_stored_still_in_the_spool", {"duplicated"}),
-    "busy_with_a_spool_that_failed": (
-        "supervisor/spooling.c", "if (s->spool_failed != 0 && is_to_be_written(s))", "if (s->spool_failed != 0)",
-        "idle_after_the_spool_could_not_be_written", set()),
 }
 
 

@@ -27,8 +27,9 @@ doubt_load(struct service *s)
 	for (at = s->resume.head; at < s->resume.tail; at++) {
 		e = resume_at(&s->resume, at);
 		if (e->fate == RESUME_LIVE && *running != '\0')
-			e->fate = spool_has(&s->spool, running, e->lane, e->seq) ? RESUME_DURABLE
-										 : RESUME_GONE;
+			e->fate = spool_has(&s->spool, running, e->lane, e->seq) == 1
+			    ? RESUME_DURABLE
+			    : RESUME_GONE;
 		else if (e->fate == RESUME_LIVE)
 			e->fate = RESUME_DOUBT;
 		if (e->fate == RESUME_DOUBT && spool_has(&s->spool, s->store.live, e->lane, e->seq))
@@ -41,31 +42,41 @@ doubt_load(struct service *s)
 }
 
 /*
- * The stream in doubt is closed, and what of it is in the spool is not committed. Returns how many
- * of those that were still in doubt are stored, and in *gone how many are not.
+ * The stream in doubt is closed, and what of it is in the spool is not committed. Sets *stored to
+ * how many of those that were still in doubt are stored, and *gone to how many are not. Returns -1
+ * when the spool cannot be read: nothing is settled then.
  */
-uint64_t
-doubt_settle(struct service *s, const uint64_t *committed, size_t lanes, uint64_t *gone)
+int
+doubt_settle(
+    struct service *s, const uint64_t *committed, size_t lanes, uint64_t *stored, uint64_t *gone)
 {
 	struct resume_entry *e;
 	uint64_t at, n = 0, before = resume_count_gone(&s->resume);
+	int found;
 
 	for (at = s->resume.head; at < s->resume.tail; at++) {
 		e = resume_at(&s->resume, at);
-		if (e->fate == RESUME_DOUBT && spool_has(&s->spool, s->store.live, e->lane, e->seq))
+		if (e->fate != RESUME_DOUBT)
+			continue;
+		found = spool_has(&s->spool, s->store.live, e->lane, e->seq);
+		if (found == -1)
+			return -1;
+		if (found == 1)
 			e->fate = RESUME_DURABLE;
-		n += e->fate == RESUME_DOUBT;
+		n += found == 0;
 	}
 	resume_settle(&s->resume, committed, lanes);
 	*gone = resume_count_gone(&s->resume) - before;
-	return n - *gone;
+	*stored = n - *gone;
+	return 0;
 }
 
 /* When the broker is called without waiting for the database any longer. */
 int64_t
 doubt_deadline(const struct service *s)
 {
-	return s->doubtful && !s->in_doubt && s->cfg->spool_limit > 0 && s->state == STATE_RUN
+	return s->doubtful && !s->in_doubt && !s->claimed && s->cfg->spool_limit > 0 &&
+		s->state == STATE_RUN
 	    ? s->doubt_at
 	    : CLOCK_NEVER;
 }
@@ -113,13 +124,16 @@ doubt_put(struct service *s, struct record *r, uint64_t position)
 {
 	const struct resume_entry *e = resume_at(&s->resume, position);
 	struct doubt_lane *d;
+	int found;
 
 	if (e->lane >= MESSAGE_LANES_MAX)
 		return -1;
 	d = &s->doubt[e->lane];
-	if ((d->count > 0 && e->seq <= d->last && e->seq >= d->first) ||
-	    spool_has(&s->spool, s->store.live, e->lane, e->seq))
+	if (d->count > 0 && e->seq <= d->last && e->seq >= d->first)
 		return 0;
+	found = spool_has(&s->spool, s->store.live, e->lane, e->seq);
+	if (found != 0)
+		return found == 1 ? 0 : -1;
 	r->seq = e->seq;
 	if (message_encode_record(&d->bytes, r) == -1)
 		return -1;
@@ -140,6 +154,25 @@ doubt_pending(const struct service *s)
 	for (i = 0; s->in_doubt && i < MESSAGE_LANES_MAX; i++)
 		n += s->doubt[i].count;
 	return n;
+}
+
+/*
+ * The stream is closed, and these have not got into the spool: they are the broker's to send again,
+ * on a new connection, where they are told by what the database has said.
+ */
+void
+doubt_give_back(struct service *s)
+{
+	int i;
+
+	if (doubt_pending(s) == 0)
+		return;
+	for (i = 0; i < MESSAGE_LANES_MAX; i++) {
+		s->spool_found -= s->doubt[i].count;
+		s->doubt[i].count = 0;
+		buffer_free(&s->doubt[i].bytes);
+	}
+	mqtt_drop(&s->mqtt);
 }
 
 /* Puts them into a transaction. Returns -1 with the reason in the spool's why. */

@@ -47,7 +47,10 @@ intake_view(const struct service *s)
 
 	for (i = 0; i < s->lane_count; i++) {
 		v.in_flight += lane_in_flight(&s->lanes[i]);
-		bytes += s->lanes[i].backlog.bytes + buffer_size(&s->lanes[i].spool.pending);
+		bytes += buffer_size(&s->lanes[i].spool.pending);
+		/* What is in the spool as well was let in before, and holds nothing up. */
+		if (s->lanes[i].backlog.count > s->lanes[i].spool.in_backlog)
+			bytes += s->lanes[i].backlog.bytes;
 	}
 	v.in_flight += doubt_pending(s);
 	v.room =

@@ -177,6 +177,7 @@ on_message(struct lane *l, const struct message *m, int64_t now)
 	case MESSAGE_CLOSED:
 	case MESSAGE_FORGOTTEN:
 		l->owes_answer = false;
+		trouble_over(l, now);
 		l->owner->answer(l->owner->arg, l, m);
 		return true;
 	case MESSAGE_COMMITTED:

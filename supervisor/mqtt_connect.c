@@ -225,15 +225,13 @@ mqtt_lose(struct mqtt *m, int rc)
 		look_for_twin(m);
 }
 
-#ifdef FAILPOINTS
-/* As if the connection had been lost. */
+/* Ends the connection, and another is made: what is held on it comes again. */
 void
 mqtt_drop(struct mqtt *m)
 {
 	if (m->state == MQTT_OPEN)
 		mqtt_lose(m, MOSQ_ERR_CONN_LOST);
 }
-#endif
 
 /* A new client, its options set as the configuration says. NULL when memory is short. */
 static struct mosquitto *

@@ -17,6 +17,7 @@
 #include "service.h"
 
 #define RETRY CLOCK_SECOND
+#define LOGGED_EVERY (60 * CLOCK_SECOND)
 
 /* ---- at the start ---- */
 
@@ -69,13 +70,17 @@ past_announce(const struct service *s)
 static void
 try_again(struct service *s, const char *why)
 {
-	log_error("state_not_written", LOG_S("state_dir", s->cfg->state_dir), LOG_S("reason", why),
+	s->errand_at = s->now + RETRY;
+	if (s->errand_logged != 0 && s->now - s->errand_logged < LOGGED_EVERY)
+		return;
+	s->errand_logged = s->now;
+	log_error(why == s->spool.file.why ? "spool_failed" : "state_not_written",
+	    LOG_S("state_dir", s->cfg->state_dir), LOG_S("reason", why),
 	    LOG_S("next",
 		s->doubtful ? "the broker is not called before it can be written; trying again"
 		    : s->closing
 		    ? "what is in the spool is not stored before it can be written; trying again"
 		    : "going on, and trying again"));
-	s->errand_at = s->now + RETRY;
 }
 
 static void
@@ -106,7 +111,11 @@ settle_list(struct service *s, const struct lane *l, const uint64_t *committed, 
 {
 	uint64_t stored, gone;
 
-	stored = doubt_settle(s, committed, MESSAGE_LANES_MAX, &gone);
+	if (doubt_settle(s, committed, MESSAGE_LANES_MAX, &stored, &gone) == -1) {
+		try_again(s, s->spool.file.why);
+		return;
+	}
+	doubt_give_back(s);
 	if (store_begin_stream(&s->store, s->stream, &s->resume) == -1) {
 		try_again(s, s->store.file.why);
 		return;
@@ -208,13 +217,17 @@ past_step(struct service *s)
 
 	for (i = 0; i < s->lane_count && l == NULL; i++)
 		l = s->lanes[i].state == LANE_READY ? &s->lanes[i] : NULL;
-	if (l == NULL || s->state != STATE_RUN || is_waiting(s) || doubt_pending(s) > 0)
+	if (l == NULL || s->state != STATE_RUN || is_waiting(s))
 		return;
 	note_database(s, l);
 	if (s->doubtful)
 		snprintf(s->other, sizeof(s->other), "%s", s->store.live);
 	else if (s->closing)
-		s->closing = spool_next_unclosed(&s->spool, s->stream, s->other) == 1;
+		s->closing = spool_next_unclosed(&s->spool, s->stream, s->other) != 0;
+	if (s->closing && s->other[0] == '\0') {
+		try_again(s, s->spool.file.why);
+		return;
+	}
 	if (s->closing) {
 		s->errand = MESSAGE_CLOSE;
 	} else {

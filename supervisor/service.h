@@ -66,6 +66,9 @@ struct service {
 	int64_t spool_retry_at;
 	int64_t spool_logged;
 	int64_t spool_looked_at;
+	bool spool_more;       /* there is more to be read back from it at once */
+	int64_t spool_read_at; /* it could not be read: not before */
+	int64_t spool_read_logged;
 	bool spool_disk_full; /* there is hardly room on its disk */
 	int64_t spool_removed_at;
 	int64_t room_missing;   /* since when the backlog is full, 0 if it is not */
@@ -85,6 +88,7 @@ struct service {
 	enum message_type errand; /* MESSAGE_CLOSE or MESSAGE_FORGET */
 	char other[STORE_STREAM_LENGTH + 1];
 	int64_t errand_at; /* not before */
+	int64_t errand_logged;
 	bool database_noted;
 	int exit_status;
 };
@@ -115,13 +119,15 @@ void spooling_finish(struct service *);
 
 /* spool_feed.c */
 int spool_feed_open(struct service *);
-void spool_feed(struct service *, struct lane *);
+void spool_feed(struct service *);
 bool spool_feed_is_empty(const struct service *, const struct lane *);
 int spool_feed_pending(struct service *, struct lane *);
 
 /* doubt.c */
 uint64_t doubt_load(struct service *);
-uint64_t doubt_settle(struct service *, const uint64_t *committed, size_t lanes, uint64_t *gone);
+int doubt_settle(
+    struct service *, const uint64_t *committed, size_t lanes, uint64_t *stored, uint64_t *gone);
+void doubt_give_back(struct service *);
 void doubt_step(struct service *);
 int64_t doubt_deadline(const struct service *);
 int doubt_put(struct service *, struct record *, uint64_t position);

@@ -57,7 +57,8 @@ static const char *const sql[STATEMENTS] = {
 	     "last > ? AND last <= ? ORDER BY last LIMIT 1",
     [NEXT_OLD] =
 	"SELECT s.id, coalesce(c.done, 0), s.last, s.count, s.records, s.place FROM spool s LEFT "
-	"JOIN closed c USING (stream, lane) WHERE s.stream <> ? ORDER BY s.place, s.id LIMIT 1",
+	"JOIN closed c USING (stream, lane) WHERE s.stream <> ? AND (s.place, s.id) > (?, ?) ORDER "
+	"BY s.place, s.id LIMIT 1",
     [REMOVE] = "DELETE FROM spool WHERE id = ?",
     [COMMITTED_SUM] = "SELECT coalesce(sum(length(records)), 0), coalesce(sum(count), 0), count(*) "
 		      "FROM spool WHERE stream = ? AND lane = ? AND last <= ?",
@@ -255,15 +256,21 @@ spool_next(struct spool *s, const char *stream, int lane, uint64_t after, uint64
 	return fill_row(s, NEXT, st, row);
 }
 
-/* The oldest row of an earlier stream. Of that, what is at or below row->first is committed. */
+/*
+ * The oldest row of an earlier stream behind the given one, whose place and id are looked at. Of
+ * it, what is at or below row->first is committed.
+ */
 int
-spool_next_old(struct spool *s, const char *own, struct spool_row *row)
+spool_next_old(
+    struct spool *s, const char *own, const struct spool_row *behind, struct spool_row *row)
 {
 	sqlite3_stmt *st = dbfile_statement(&s->file, NEXT_OLD);
 
 	if (st == NULL)
 		return -1;
 	sqlite3_bind_text(st, 1, own, -1, SQLITE_STATIC);
+	sqlite3_bind_int64(st, 2, behind->place);
+	sqlite3_bind_int64(st, 3, behind->id);
 	return fill_row(s, NEXT_OLD, st, row);
 }
 
@@ -317,11 +324,14 @@ spool_remove_committed(struct spool *s, const char *stream, int lane, uint64_t u
 	if (st == NULL)
 		return -1;
 	sqlite3_bind_int64(st, 3, (int64_t)upto);
-	if (sqlite3_step(st) == SQLITE_ROW) {
-		bytes = sqlite3_column_int64(st, 0);
-		records = sqlite3_column_int64(st, 1);
-		rows = sqlite3_column_int64(st, 2);
+	if (sqlite3_step(st) != SQLITE_ROW) {
+		dbfile_failed(&s->file, sql[COMMITTED_SUM]);
+		sqlite3_reset(st);
+		return -1;
 	}
+	bytes = sqlite3_column_int64(st, 0);
+	records = sqlite3_column_int64(st, 1);
+	rows = sqlite3_column_int64(st, 2);
 	sqlite3_reset(st);
 	if (rows == 0)
 		return 0;
@@ -335,38 +345,47 @@ spool_remove_committed(struct spool *s, const char *stream, int lane, uint64_t u
 	return records;
 }
 
-/* True if the record is here. */
-bool
+/* Returns 1 if the record is here, 0 if it is not. */
+int
 spool_has(struct spool *s, const char *stream, int lane, uint64_t seq)
 {
 	sqlite3_stmt *st = bind_lane(s, HAS, stream, lane);
-	bool found;
+	int rc, found;
 
 	if (st == NULL)
-		return false;
+		return -1;
 	sqlite3_bind_int64(st, 3, (int64_t)seq);
-	found = sqlite3_step(st) == SQLITE_ROW && (uint64_t)sqlite3_column_int64(st, 0) <= seq;
+	rc = sqlite3_step(st);
+	found = rc == SQLITE_ROW && (uint64_t)sqlite3_column_int64(st, 0) <= seq;
+	if (rc != SQLITE_ROW && rc != SQLITE_DONE)
+		found = dbfile_failed(&s->file, sql[HAS]);
 	sqlite3_reset(st);
 	return found;
 }
 
 /* ---- earlier streams ---- */
 
-/* A stream, not own, of which it is not known what the database has. Returns 0 if there is none. */
+/*
+ * A stream, not own, of which it is not known what the database has. Returns 1 with it, 0 if there
+ * is none, -1 with an empty one.
+ */
 int
 spool_next_unclosed(struct spool *s, const char *own, char stream[STORE_STREAM_LENGTH + 1])
 {
 	sqlite3_stmt *st = dbfile_statement(&s->file, UNCLOSED);
-	int found;
+	int rc;
 
+	*stream = '\0';
 	if (st == NULL)
-		return 0;
+		return -1;
 	sqlite3_bind_text(st, 1, own, -1, SQLITE_STATIC);
-	found = sqlite3_step(st) == SQLITE_ROW;
-	if (found)
+	rc = sqlite3_step(st);
+	if (rc == SQLITE_ROW)
 		snprintf(stream, STORE_STREAM_LENGTH + 1, "%s", sqlite3_column_text(st, 0));
+	else if (rc != SQLITE_DONE)
+		dbfile_failed(&s->file, sql[UNCLOSED]);
 	sqlite3_reset(st);
-	return found;
+	return rc == SQLITE_ROW ? 1 : rc == SQLITE_DONE ? 0 : -1;
 }
 
 /*

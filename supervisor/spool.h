@@ -21,7 +21,8 @@ struct spool {
 	uint64_t bytes; /* of all rows */
 	uint64_t old_records;
 	int64_t next_id;
-	bool used; /* since it was last shrunk */
+	int64_t old_place, old_id; /* of the last old row that is done with */
+	bool used;                 /* since it was last shrunk */
 	char client_id[256];
 };
 
@@ -43,11 +44,12 @@ int spool_roll_back(struct spool *);
 int spool_put(struct spool *, const char *stream, int lane, const struct spool_row *);
 int spool_next(struct spool *, const char *stream, int lane, uint64_t after, uint64_t upto,
     struct spool_row *);
-int spool_next_old(struct spool *, const char *own, struct spool_row *);
+int spool_next_old(
+    struct spool *, const char *own, const struct spool_row *behind, struct spool_row *);
 void spool_done(struct spool *);
 int spool_remove(struct spool *, int64_t id, const struct spool_row *);
 int64_t spool_remove_committed(struct spool *, const char *stream, int lane, uint64_t upto);
-bool spool_has(struct spool *, const char *stream, int lane, uint64_t seq);
+int spool_has(struct spool *, const char *stream, int lane, uint64_t seq);
 int spool_next_unclosed(struct spool *, const char *own, char stream[STORE_STREAM_LENGTH + 1]);
 int64_t spool_close_stream(
     struct spool *, const char *stream, const uint64_t *committed, int lanes);

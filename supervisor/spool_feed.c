@@ -19,6 +19,9 @@
 #define FEED_BATCHES 4
 #define FEED_RECORDS_LEAST 2000
 #define FEED_BYTES ((size_t)4 << 20)
+#define FEED_TIME (50 * CLOCK_MS)
+#define READ_RETRY CLOCK_SECOND
+#define READ_LOGGED_EVERY (60 * CLOCK_SECOND)
 
 /* ---- records of a row ---- */
 
@@ -139,10 +142,18 @@ spool_feed_pending(struct service *s, struct lane *l)
 
 /* ---- earlier streams ---- */
 
+/* Old rows that become ours in one transaction. */
+#define ADOPT_ROWS 256
+#define ADOPT_RECORDS 2000
+#define ADOPT_BYTES ((size_t)1 << 20)
+
 struct adopting {
 	struct service *s;
 	uint64_t done; /* up to this seq of the old stream all is committed */
 	uint64_t taken;
+	uint64_t records; /* in the old rows */
+	struct spool_row old[ADOPT_ROWS];
+	size_t old_count, old_bytes;
 	struct buffer bytes[MESSAGE_LANES_MAX];
 	struct spool_row rows[MESSAGE_LANES_MAX];
 };
@@ -167,6 +178,16 @@ adopt_record(void *arg, struct record *r, const uint8_t *bytes, size_t n)
 	return 0;
 }
 
+static int
+leave_record(void *arg, struct record *r, const uint8_t *bytes, size_t n)
+{
+	(void)arg;
+	(void)r;
+	(void)bytes;
+	(void)n;
+	return 0;
+}
+
 /* So many of earlier streams are so no more. */
 static void
 count_old(struct service *s, uint64_t n)
@@ -175,10 +196,11 @@ count_old(struct service *s, uint64_t n)
 }
 
 static int
-put_adopted(struct adopting *a, const struct spool_row *old)
+put_adopted(struct adopting *a)
 {
 	struct service *s = a->s;
 	uint64_t bytes = s->spool.bytes;
+	size_t at;
 	int i;
 
 	if (spool_begin(&s->spool) == -1)
@@ -187,22 +209,25 @@ put_adopted(struct adopting *a, const struct spool_row *old)
 		a->rows[i].records = buffer_head(&a->bytes[i]);
 		a->rows[i].n = buffer_size(&a->bytes[i]);
 		/* A later run may find it among rows of the same stream that came behind it. */
-		a->rows[i].place = old->place;
+		a->rows[i].place = a->old[a->old_count - 1].place;
 		if (a->rows[i].count > 0 && spool_put(&s->spool, s->stream, i, &a->rows[i]) == -1)
 			break;
 	}
-	if (i == s->lane_count && spool_remove(&s->spool, old->id, old) == 0 &&
-	    spool_commit(&s->spool) == 0)
+	for (at = 0; i == s->lane_count && at < a->old_count; at++) {
+		if (spool_remove(&s->spool, a->old[at].id, &a->old[at]) == -1)
+			i = -1;
+	}
+	if (i == s->lane_count && spool_commit(&s->spool) == 0)
 		return 0;
 	s->spool.bytes = bytes;
 	return spool_roll_back(&s->spool);
 }
 
 static void
-count_adopted(struct adopting *a, const struct spool_row *old)
+count_adopted(struct adopting *a)
 {
 	struct service *s = a->s;
-	uint64_t known = old->count - a->taken;
+	uint64_t known = a->records - a->taken;
 	int i;
 
 	for (i = 0; i < s->lane_count; i++) {
@@ -213,48 +238,78 @@ count_adopted(struct adopting *a, const struct spool_row *old)
 			s->lanes[i].spool.tail = a->rows[i].last;
 	}
 	s->adopted += a->taken;
-	count_old(s, old->count);
+	count_old(s, a->records);
 	/* The run that received them has counted what was committed. */
 	s->spool_found -= known < s->spool_found ? known : s->spool_found;
 }
 
-/* The oldest row of an earlier stream becomes one of ours. Returns as load_row(). */
+/* Takes the next old row along. Returns 1, 0 if it is not to be taken now, -1 if that failed. */
 static int
-adopt_row(struct service *s)
+take_old(struct adopting *a, const struct spool_row *behind)
+{
+	struct service *s = a->s;
+	struct spool_row *old = &a->old[a->old_count];
+	bool malformed;
+	int rc = spool_next_old(&s->spool, s->stream, behind, old);
+
+	if (rc != 1) {
+		if (rc == 0 && a->old_count == 0)
+			s->spool.old_records = 0;
+		return rc;
+	}
+	/* As a whole or not at all. */
+	each_record(old->records, old->n, leave_record, NULL, &malformed);
+	if (malformed && a->old_count > 0) {
+		spool_done(&s->spool);
+		return 0;
+	}
+	if (malformed) {
+		count_old(s, old->count);
+		return set_aside(s, old) == -1 ? -1 : 0;
+	}
+	a->done = old->first;
+	rc = each_record(old->records, old->n, adopt_record, a, &malformed);
+	spool_done(&s->spool);
+	a->records += old->count;
+	a->old_bytes += old->n;
+	a->old_count++;
+	return rc == 0 ? 1 : -1;
+}
+
+/* The oldest rows of earlier streams become ours. Returns as load_row(). */
+static int
+adopt_rows(struct service *s)
 {
 	static struct adopting a;
-	struct spool_row old;
-	bool malformed;
-	int i, rc = spool_next_old(&s->spool, s->stream, &old);
+	struct spool_row behind = {.place = s->spool.old_place, .id = s->spool.old_id};
+	uint64_t before = s->spool.old_records;
+	int i, rc = 1;
 
-	if (rc == 0)
-		s->spool.old_records = 0;
-	if (rc != 1)
-		return rc;
-	if (FAILPOINT("before_row_is_adopted")) {
-		spool_done(&s->spool);
+	if (FAILPOINT("before_row_is_adopted"))
 		return -1;
-	}
 	a.s = s;
-	a.done = old.first;
-	a.taken = 0;
+	a.taken = a.records = 0;
+	a.old_count = a.old_bytes = 0;
 	memset(a.rows, 0, sizeof(a.rows));
-	rc = each_record(old.records, old.n, adopt_record, &a, &malformed);
-	spool_done(&s->spool);
-	if (malformed) {
-		rc = set_aside(s, &old);
-		if (rc == 0)
-			count_old(s, old.count);
-	} else if (rc == 0) {
-		rc = put_adopted(&a, &old);
-		if (rc == 0)
-			count_adopted(&a, &old);
+	while (rc == 1 && a.old_count < ADOPT_ROWS && a.records < ADOPT_RECORDS &&
+	    a.old_bytes < ADOPT_BYTES) {
+		rc = take_old(&a, &behind);
+		if (rc == 1)
+			behind = a.old[a.old_count - 1];
+	}
+	if (rc != -1 && a.old_count > 0) {
+		rc = put_adopted(&a);
+		if (rc == 0) {
+			count_adopted(&a);
+			s->spool.old_place = behind.place;
+			s->spool.old_id = behind.id;
+		}
 		if (rc == 0 && FAILPOINT("after_row_is_adopted"))
 			rc = -1;
 	}
 	for (i = 0; i < s->lane_count; i++)
 		buffer_free(&a.bytes[i]);
-	return rc == 0 ? 1 : -1;
+	return rc == -1 ? -1 : a.old_count > 0 || s->spool.old_records != before;
 }
 
 /* ---- the hooks ---- */
@@ -278,20 +333,42 @@ spool_feed_is_empty(const struct service *s, const struct lane *l)
 	return !s->closing && s->spool.old_records == 0 && l->spool.loaded >= l->spool.tail;
 }
 
-/* Gives a lane what it has room for. */
-void
-spool_feed(struct service *s, struct lane *l)
+static void
+read_failed(struct service *s)
 {
-	int rc = 1;
+	s->spool_read_at = s->now + READ_RETRY;
+	if (s->spool_read_logged != 0 && s->now - s->spool_read_logged < READ_LOGGED_EVERY)
+		return;
+	s->spool_read_logged = s->now;
+	log_error("spool_not_read", LOG_S("state_dir", s->cfg->state_dir),
+	    LOG_S("reason", s->spool.file.why),
+	    LOG_S("next",
+		"what it holds is not stored before it can be read; trying again every "
+		"second"));
+}
 
-	while (rc == 1 && is_hungry(s, l)) {
-		rc = l->spool.loaded < l->spool.tail ? load_row(s, l) : 0;
-		if (rc == 0 && s->spool.old_records > 0)
-			rc = adopt_row(s);
+/* Gives the lanes what they have room for, for as long as a turn of the loop may take. */
+void
+spool_feed(struct service *s)
+{
+	int64_t end = s->now + FEED_TIME;
+	struct lane *l;
+	int i, rc;
+
+	s->spool_more = false;
+	if (s->now < s->spool_read_at)
+		return;
+	for (i = 0; i < s->lane_count && !s->spool_more; i++) {
+		l = &s->lanes[i];
+		for (rc = 1; rc == 1 && is_hungry(s, l) && !s->spool_more;
+		     s->spool_more = clock_monotonic() >= end) {
+			rc = l->spool.loaded < l->spool.tail ? load_row(s, l) : 0;
+			if (rc == 0 && s->spool.old_records > 0)
+				rc = adopt_rows(s);
+		}
+		if (rc == -1)
+			read_failed(s);
 	}
-	if (rc == -1)
-		log_debug(
-		    "spool_not_read", LOG_I("lane", l->index), LOG_S("reason", s->spool.file.why));
 }
 
 /* ---- at the start ---- */

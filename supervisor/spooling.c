@@ -283,7 +283,9 @@ due(const struct service *s, const struct lane *l)
 {
 	int64_t at;
 
-	if (!s->spool.open || s->cfg->spool_limit == 0 || l->spool.on || lane_in_flight(l) == 0)
+	/* One that has been told to remove its progress row must leave nothing that asks for it. */
+	if (!s->spool.open || s->cfg->spool_limit == 0 || l->spool.on || lane_in_flight(l) == 0 ||
+	    (l->finishing && l->forget))
 		return CLOCK_NEVER;
 	at = l->spool.progress_at + patience(s);
 	if (s->room_missing != 0 && at < s->room_missing + FULL_FOR)
@@ -320,7 +322,8 @@ turn_off(struct service *s, struct lane *l)
 static bool
 makes_progress(const struct lane *l)
 {
-	return l->spool.count == 0 || l->spool.progress_at > l->spool.on_since;
+	return (l->spool.count == 0 && lane_in_flight(l) == 0) ||
+	    l->spool.progress_at > l->spool.on_since;
 }
 
 static void
@@ -376,8 +379,6 @@ note_empty(struct service *s)
 void
 spooling_step(struct service *s)
 {
-	int i;
-
 	if (!s->spool.open)
 		return;
 	if (intake_view(s).room)
@@ -390,8 +391,7 @@ spooling_step(struct service *s)
 	switch_lanes(s);
 	if (s->save_failed == 0 && is_to_be_written(s))
 		write_all(s);
-	for (i = 0; i < s->lane_count; i++)
-		spool_feed(s, &s->lanes[i]);
+	spool_feed(s);
 	note_empty(s);
 }
 
@@ -404,6 +404,9 @@ spooling_deadline(const struct service *s)
 	/* Where the list cannot be written nothing is tried here, and intake.c says when it is. */
 	if (!s->spool.open || s->save_failed != 0)
 		return CLOCK_NEVER;
+	if (s->spool_more)
+		return s->now;
+	at = s->spool_read_at > s->now && s->spool_read_at < at ? s->spool_read_at : at;
 	if (s->spool_failed != 0 && is_to_be_written(s))
 		return s->spool_retry_at;
 	for (i = 0; i < s->lane_count; i++) {
@@ -428,6 +431,9 @@ spooling_finish(struct service *s)
 			s->lanes[i].spool.on = true;
 	}
 	s->spool_retry_at = s->now;
+	/* What is not in the list would not be recognised when the broker sends it again. */
+	if (s->save_failed != 0 && store_save(&s->store, &s->resume) == -1)
+		return;
 	if (is_to_be_written(s))
 		write_all(s);
 	if (spooling_is_empty(s))

@@ -226,6 +226,13 @@ def see_the_rest(broker, database, lives, n):
     assert_ordered(database)
 
 
+def answers(database):
+    try:
+        return database.query("SELECT 1")
+    except Exception:
+        return False
+
+
 def live_in_doubt(broker, database, lives, place, action):
     first_life(broker, database, lives)
     database.server.stop()
@@ -234,6 +241,7 @@ def live_in_doubt(broker, database, lives, place, action):
     wait_until(lambda: lives.visited(place), 30, f"it comes to {place}")
     wait_until(lambda: lives.is_over() or daemon.events("mqtt_subscribed"), 30, "it goes on, or not")
     database.server.start()
+    wait_until(lambda: answers(database), 60, "the database answers")
     if not lives.is_over():
         daemon.process.send_signal(signal.SIGTERM)
         wait_until(lives.is_over, 40, "it stops")

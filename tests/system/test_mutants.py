@@ -87,7 +87,7 @@ MUTANTS = {
         "	mqtt_sys_subscribe(m, session_present);\n	unsubscribe_gone(m);\n",
         "test_dropped.py -k no_earlier_filter_takes_it_away"),
     "lane_leaves_the_spool_without_a_commit": (
-        "supervisor/spooling.c", "return l->spool.count == 0 || l->spool.progress_at > l->spool.on_since;",
+        "supervisor/spooling.c", "return (l->spool.count == 0 && lane_in_flight(l) == 0) ||\n	    l->spool.progress_at > l->spool.on_since;",
         "return true;",
         "test_spool.py -k memory_is_bounded"),
     "doubtful_message_is_taken_for_stored": (

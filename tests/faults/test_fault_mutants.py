@@ -75,7 +75,7 @@ MUTANTS = {
         "supervisor/spool.c", "row->place > 0 ? row->place : s->next_id", "s->next_id",
         "killed_twice_while_the_spool_is_emptied", {"reordered"}),
     "adopts_what_is_committed": (
-        "supervisor/spool_feed.c", "	a.done = old.first;\n", "	a.done = 0;\n",
+        "supervisor/spool_feed.c", "	a->done = old->first;\n", "	a->done = 0;\n",
         "killed_twice_while_the_spool_is_emptied", {"duplicated"}),
     "forgets_what_is_still_in_the_spool": (
         "supervisor/shutdown.c", "spooling_is_empty(s)", "spooling_count(s) == 0",

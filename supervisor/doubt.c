@@ -13,6 +13,14 @@
 #include "log.h"
 #include "service.h"
 
+/* 1 if a message of an earlier stream is in the spool, 0 if it is not, -1 if that cannot be read.
+ */
+static int
+in_spool(struct service *s, const char *stream, const struct resume_entry *e)
+{
+	return s->spool.old_records == 0 ? 0 : spool_has(&s->spool, stream, e->lane, e->seq);
+}
+
 /*
  * After the list and the spool have been opened: what of the list is in the spool is durable; of a
  * run that never had the database, the rest is gone. Returns how many are in doubt.
@@ -23,21 +31,21 @@ doubt_load(struct service *s)
 	const char *running = s->store.running;
 	struct resume_entry *e;
 	uint64_t at, left = 0;
+	uint8_t before;
 
 	for (at = s->resume.head; at < s->resume.tail; at++) {
 		e = resume_at(&s->resume, at);
+		before = e->fate;
 		if (e->fate == RESUME_LIVE && *running != '\0')
-			e->fate = spool_has(&s->spool, running, e->lane, e->seq) == 1
-			    ? RESUME_DURABLE
-			    : RESUME_GONE;
+			e->fate = in_spool(s, running, e) == 1 ? RESUME_DURABLE : RESUME_GONE;
 		else if (e->fate == RESUME_LIVE)
 			e->fate = RESUME_DOUBT;
-		if (e->fate == RESUME_DOUBT && spool_has(&s->spool, s->store.live, e->lane, e->seq))
+		if (e->fate == RESUME_DOUBT && in_spool(s, s->store.live, e) == 1)
 			e->fate = RESUME_DURABLE;
+		if (e->fate != before)
+			resume_touch(&s->resume, at, at + 1);
 		left += e->fate == RESUME_DOUBT;
 	}
-	if (s->resume.head < s->resume.tail)
-		resume_touch(&s->resume, s->resume.head, s->resume.tail);
 	return left;
 }
 
@@ -58,7 +66,7 @@ doubt_settle(
 		e = resume_at(&s->resume, at);
 		if (e->fate != RESUME_DOUBT)
 			continue;
-		found = spool_has(&s->spool, s->store.live, e->lane, e->seq);
+		found = in_spool(s, s->store.live, e);
 		if (found == -1)
 			return -1;
 		if (found == 1)
@@ -131,7 +139,7 @@ doubt_put(struct service *s, struct record *r, uint64_t position)
 	d = &s->doubt[e->lane];
 	if (d->count > 0 && e->seq <= d->last && e->seq >= d->first)
 		return 0;
-	found = spool_has(&s->spool, s->store.live, e->lane, e->seq);
+	found = in_spool(s, s->store.live, e);
 	if (found != 0)
 		return found == 1 ? 0 : -1;
 	r->seq = e->seq;

@@ -107,7 +107,6 @@ doubt_step(struct service *s)
 		return;
 	}
 	s->in_doubt = true;
-	s->spooling_since = s->now;
 	s->spooling_reason = "messages of an earlier run are in doubt";
 	for (i = 0; i < s->lane_count; i++)
 		s->lanes[i].spool.on = true;
@@ -131,7 +130,7 @@ int
 doubt_put(struct service *s, struct record *r, uint64_t position)
 {
 	const struct resume_entry *e = resume_at(&s->resume, position);
-	struct doubt_lane *d;
+	struct burst *d;
 	int found;
 
 	if (e->lane >= MESSAGE_LANES_MAX)
@@ -143,11 +142,8 @@ doubt_put(struct service *s, struct record *r, uint64_t position)
 	if (found != 0)
 		return found == 1 ? 0 : -1;
 	r->seq = e->seq;
-	if (message_encode_record(&d->bytes, r) == -1)
+	if (burst_add(d, r) == -1)
 		return -1;
-	if (d->count++ == 0)
-		d->first = e->seq;
-	d->last = e->seq;
 	s->spool_found++;
 	return 0;
 }
@@ -177,8 +173,7 @@ doubt_give_back(struct service *s)
 		return;
 	for (i = 0; i < MESSAGE_LANES_MAX; i++) {
 		s->spool_found -= s->doubt[i].count;
-		s->doubt[i].count = 0;
-		buffer_free(&s->doubt[i].bytes);
+		burst_free(&s->doubt[i]);
 	}
 	mqtt_drop(&s->mqtt);
 }
@@ -187,22 +182,11 @@ doubt_give_back(struct service *s)
 int
 doubt_write(struct service *s)
 {
-	struct spool_row row;
-	struct doubt_lane *d;
 	int i;
 
 	for (i = 0; i < MESSAGE_LANES_MAX; i++) {
-		d = &s->doubt[i];
-		if (d->count == 0)
-			continue;
-		row = (struct spool_row){
-		    .first = d->first,
-		    .last = d->last,
-		    .count = d->count,
-		    .records = buffer_head(&d->bytes),
-		    .n = buffer_size(&d->bytes),
-		};
-		if (spool_put(&s->spool, s->store.live, i, &row) == -1)
+		if (s->doubt[i].count > 0 &&
+		    spool_put(&s->spool, s->store.live, i, &s->doubt[i], 0) == -1)
 			return -1;
 	}
 	return 0;
@@ -212,13 +196,10 @@ doubt_write(struct service *s)
 void
 doubt_written(struct service *s)
 {
-	struct doubt_lane *d;
 	int i;
 
 	for (i = 0; i < MESSAGE_LANES_MAX; i++) {
-		d = &s->doubt[i];
-		s->spool.old_records += d->count;
-		d->count = 0;
-		buffer_free(&d->bytes);
+		s->spool.old_records += s->doubt[i].count;
+		burst_free(&s->doubt[i]);
 	}
 }

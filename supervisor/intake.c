@@ -47,7 +47,7 @@ intake_view(const struct service *s)
 
 	for (i = 0; i < s->lane_count; i++) {
 		v.in_flight += lane_in_flight(&s->lanes[i]);
-		bytes += buffer_size(&s->lanes[i].spool.pending);
+		bytes += buffer_size(&s->lanes[i].spool.pending.bytes);
 		/* What is in the spool as well was let in before, and holds nothing up. */
 		if (s->lanes[i].backlog.count > s->lanes[i].spool.in_backlog)
 			bytes += s->lanes[i].backlog.bytes;
@@ -80,7 +80,7 @@ static int
 take(struct service *s, struct lane *l, const struct record *r)
 {
 	if (l->spool.on)
-		return spooling_put(s, l, r);
+		return burst_add(&l->spool.pending, r);
 	if (l->backlog.count == 0)
 		l->spool.progress_at = s->now;
 	return backlog_append(&l->backlog, r);

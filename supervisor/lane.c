@@ -41,14 +41,14 @@ lane_free(struct lane *l)
 {
 	channel_close(&l->channel);
 	backlog_free(&l->backlog);
-	buffer_free(&l->spool.pending);
+	burst_free(&l->spool.pending);
 }
 
 /* Records that are not durable: neither committed nor in the spool. */
 uint64_t
 lane_in_flight(const struct lane *l)
 {
-	return l->backlog.count - l->spool.in_backlog + l->spool.pending_count;
+	return l->backlog.count - l->spool.in_backlog + l->spool.pending.count;
 }
 
 static int

@@ -7,7 +7,7 @@
 #include <sys/types.h>
 
 #include "backlog.h"
-#include "buffer.h"
+#include "burst.h"
 #include "channel.h"
 #include "config.h"
 #include "suspect.h"
@@ -48,14 +48,13 @@ struct lane_totals {
  * and then what is pending.
  */
 struct lane_spool {
-	bool on;               /* new records go to the spool's tail, not to the backlog */
-	struct buffer pending; /* encoded, and not yet in the spool */
-	uint64_t pending_count, pending_first, pending_last;
-	uint64_t count;      /* records in the spool that are not known to be committed */
-	uint64_t in_backlog; /* so many of the backlog's first */
-	uint64_t loaded;     /* up to this seq the spool is in the backlog, or was */
-	uint64_t tail;       /* the last seq in the spool */
-	bool removable;      /* there are rows that are committed */
+	bool on;              /* new records go to the spool's tail, not to the backlog */
+	struct burst pending; /* not yet in the spool */
+	uint64_t count;       /* records in the spool that are not known to be committed */
+	uint64_t in_backlog;  /* so many of the backlog's first */
+	uint64_t loaded;      /* up to this seq the spool is in the backlog, or was */
+	uint64_t tail;        /* the last seq in the spool */
+	bool removable;       /* there are rows that are committed */
 	int64_t on_since;
 	int64_t progress_at; /* the last commit, or when the backlog got its first record */
 };

@@ -26,12 +26,6 @@ enum service_state {
 	STATE_DONE,
 };
 
-/* Of a lane of the stream in doubt: what is on its way to the spool. */
-struct doubt_lane {
-	struct buffer bytes;
-	uint64_t first, last, count;
-};
-
 struct service {
 	const struct config *cfg;
 	enum service_state state;
@@ -71,13 +65,12 @@ struct service {
 	int64_t spool_read_logged;
 	bool spool_disk_full; /* there is hardly room on its disk */
 	int64_t spool_removed_at;
-	int64_t room_missing;   /* since when the backlog is full, 0 if it is not */
-	int64_t spooling_since; /* 0 while all records go to the writers directly */
-	const char *spooling_reason;
+	int64_t room_missing;        /* since when the backlog is full, 0 if it is not */
+	const char *spooling_reason; /* NULL while all records go to the writers directly */
 	/* doubt.c */
 	bool in_doubt; /* the broker has been called though the list is in doubt */
 	int64_t doubt_at;
-	struct doubt_lane doubt[MESSAGE_LANES_MAX];
+	struct burst doubt[MESSAGE_LANES_MAX]; /* by lane of that stream: on its way to the spool */
 	/* past.c */
 	bool doubtful; /* the list has messages of which only the database knows whether it has them
 			*/
@@ -107,7 +100,6 @@ void watch_pressure(struct service *, const struct gate_view *);
 int64_t watch_deadline(const struct service *);
 
 /* spooling.c */
-int spooling_put(struct service *, struct lane *, const struct record *);
 bool spooling_may_grow(const struct lane *);
 void spooling_step(struct service *);
 int64_t spooling_deadline(const struct service *);

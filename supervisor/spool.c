@@ -128,7 +128,6 @@ spool_open(struct spool *s, const char *dir)
 	status = dbfile_open(&s->file, &kind, dir);
 	if (status != 0)
 		return status;
-	s->open = true;
 	s->next_id = dbfile_number(s->file.db, "SELECT coalesce(max(id), 0) + 1 FROM spool");
 	s->old_records =
 	    (uint64_t)dbfile_number(s->file.db, "SELECT coalesce(sum(count), 0) FROM spool");
@@ -143,9 +142,7 @@ spool_open(struct spool *s, const char *dir)
 void
 spool_close(struct spool *s)
 {
-	if (s->file.kind != NULL)
-		dbfile_close(&s->file);
-	s->open = false;
+	dbfile_close(&s->file);
 }
 
 /* ---- transactions: -1 stands for failure, with the reason in file.why ---- */
@@ -186,9 +183,9 @@ bind_lane(struct spool *s, int which, const char *stream, int lane)
 	return st;
 }
 
-/* Adds a row: behind all others, or where its place says. Its id is not looked at. */
+/* Adds a row. place is 0 for behind all others. */
 int
-spool_put(struct spool *s, const char *stream, int lane, const struct spool_row *row)
+spool_put(struct spool *s, const char *stream, int lane, const struct burst *burst, int64_t place)
 {
 	sqlite3_stmt *st = dbfile_statement(&s->file, PUT);
 
@@ -197,23 +194,18 @@ spool_put(struct spool *s, const char *stream, int lane, const struct spool_row 
 	sqlite3_bind_int64(st, 1, s->next_id);
 	sqlite3_bind_text(st, 2, stream, -1, SQLITE_STATIC);
 	sqlite3_bind_int(st, 3, lane);
-	sqlite3_bind_int64(st, 4, (int64_t)row->first);
-	sqlite3_bind_int64(st, 5, (int64_t)row->last);
-	sqlite3_bind_int64(st, 6, (int64_t)row->count);
-	sqlite3_bind_int64(st, 7, row->place > 0 ? row->place : s->next_id);
-	sqlite3_bind_blob64(st, 8, row->records, row->n, SQLITE_STATIC);
+	sqlite3_bind_int64(st, 4, (int64_t)burst->first);
+	sqlite3_bind_int64(st, 5, (int64_t)burst->last);
+	sqlite3_bind_int64(st, 6, (int64_t)burst->count);
+	sqlite3_bind_int64(st, 7, place > 0 ? place : s->next_id);
+	sqlite3_bind_blob64(
+	    st, 8, buffer_head(&burst->bytes), buffer_size(&burst->bytes), SQLITE_STATIC);
 	if (dbfile_run(&s->file, st) == -1)
 		return -1;
 	s->next_id++;
-	s->bytes += row->n + ROW_BYTES;
+	s->bytes += buffer_size(&burst->bytes) + ROW_BYTES;
 	s->used = true;
 	return 0;
-}
-
-static void
-forget_bytes(struct spool *s, uint64_t n)
-{
-	s->bytes -= n < s->bytes ? n : s->bytes;
 }
 
 static int
@@ -284,18 +276,18 @@ spool_done(struct spool *s)
 		sqlite3_reset(s->file.statements[NEXT_OLD]);
 }
 
-/* Removes one row, of which the caller knows n and count. */
+/* Removes one row. */
 int
-spool_remove(struct spool *s, int64_t id, const struct spool_row *row)
+spool_remove(struct spool *s, const struct spool_row *row)
 {
 	sqlite3_stmt *st = dbfile_statement(&s->file, REMOVE);
 
 	if (st == NULL)
 		return -1;
-	sqlite3_bind_int64(st, 1, id);
+	sqlite3_bind_int64(st, 1, row->id);
 	if (dbfile_run(&s->file, st) == -1)
 		return -1;
-	forget_bytes(s, row->n + ROW_BYTES);
+	spool_take_off(&s->bytes, row->n + ROW_BYTES);
 	return 0;
 }
 
@@ -308,8 +300,7 @@ spool_set_aside(struct spool *s, const struct spool_row *row)
 	if (st == NULL || spool_begin(s) == -1)
 		return -1;
 	sqlite3_bind_int64(st, 1, row->id);
-	if (dbfile_run(&s->file, st) == 0 && spool_remove(s, row->id, row) == 0 &&
-	    spool_commit(s) == 0)
+	if (dbfile_run(&s->file, st) == 0 && spool_remove(s, row) == 0 && spool_commit(s) == 0)
 		return 0;
 	return spool_roll_back(s);
 }
@@ -341,7 +332,7 @@ spool_remove_committed(struct spool *s, const char *stream, int lane, uint64_t u
 	sqlite3_bind_int64(st, 3, (int64_t)upto);
 	if (dbfile_run(&s->file, st) == -1)
 		return -1;
-	forget_bytes(s, (uint64_t)(bytes + ROW_BYTES * rows));
+	spool_take_off(&s->bytes, (uint64_t)(bytes + ROW_BYTES * rows));
 	return records;
 }
 
@@ -412,8 +403,7 @@ spool_close_stream(struct spool *s, const char *stream, const uint64_t *committe
 		removed += n;
 	}
 	if (i == lanes && spool_commit(s) == 0) {
-		s->old_records -=
-		    (uint64_t)removed < s->old_records ? (uint64_t)removed : s->old_records;
+		spool_take_off(&s->old_records, (uint64_t)removed);
 		return removed;
 	}
 	s->bytes = bytes;

@@ -5,10 +5,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "burst.h"
 #include "dbfile.h"
 #include "store.h"
-
-struct buffer;
 
 /*
  * spool.db, which only this process has open. A row is a burst: records of one lane, encoded as
@@ -17,7 +16,6 @@ struct buffer;
  */
 struct spool {
 	struct dbfile file;
-	bool open;      /* else there is no spool, and nothing below may be called */
 	uint64_t bytes; /* of all rows */
 	uint64_t old_records;
 	int64_t next_id;
@@ -36,18 +34,25 @@ struct spool_row {
 	size_t n;
 };
 
+/* Takes n off a count that may be less exact than n. */
+static inline void
+spool_take_off(uint64_t *count, uint64_t n)
+{
+	*count -= n < *count ? n : *count;
+}
+
 int spool_open(struct spool *, const char *dir);
 void spool_close(struct spool *);
 int spool_begin(struct spool *);
 int spool_commit(struct spool *);
 int spool_roll_back(struct spool *);
-int spool_put(struct spool *, const char *stream, int lane, const struct spool_row *);
+int spool_put(struct spool *, const char *stream, int lane, const struct burst *, int64_t place);
 int spool_next(struct spool *, const char *stream, int lane, uint64_t after, uint64_t upto,
     struct spool_row *);
 int spool_next_old(
     struct spool *, const char *own, const struct spool_row *behind, struct spool_row *);
 void spool_done(struct spool *);
-int spool_remove(struct spool *, int64_t id, const struct spool_row *);
+int spool_remove(struct spool *, const struct spool_row *);
 int64_t spool_remove_committed(struct spool *, const char *stream, int lane, uint64_t upto);
 int spool_has(struct spool *, const char *stream, int lane, uint64_t seq);
 int spool_next_unclosed(struct spool *, const char *own, char stream[STORE_STREAM_LENGTH + 1]);

@@ -62,7 +62,7 @@ set_aside(struct service *s, const struct spool_row *row)
 		"its records are not stored; the row is kept in the table unreadable of spool.db"));
 	if (spool_set_aside(&s->spool, &copy) == -1)
 		return -1;
-	s->spool_found -= copy.count < s->spool_found ? copy.count : s->spool_found;
+	spool_take_off(&s->spool_found, copy.count);
 	return 0;
 }
 
@@ -127,16 +127,16 @@ load_row(struct service *s, struct lane *l)
 int
 spool_feed_pending(struct service *s, struct lane *l)
 {
-	struct lane_spool *sp = &l->spool;
+	struct burst *pending = &l->spool.pending;
 	struct loading to = {.lane = l, .limit = (uint64_t)s->cfg->payload_limit};
 	bool malformed;
-	int rc = each_record(
-	    buffer_head(&sp->pending), buffer_size(&sp->pending), load_record, &to, &malformed);
+	int rc = each_record(buffer_head(&pending->bytes), buffer_size(&pending->bytes),
+	    load_record, &to, &malformed);
 
-	sp->pending_count -= to.taken;
+	pending->count -= to.taken;
 	if (rc == -1)
 		return -1;
-	buffer_clear(&sp->pending);
+	burst_clear(pending);
 	return 0;
 }
 
@@ -154,8 +154,7 @@ struct adopting {
 	uint64_t records; /* in the old rows */
 	struct spool_row old[ADOPT_ROWS];
 	size_t old_count, old_bytes;
-	struct buffer bytes[MESSAGE_LANES_MAX];
-	struct spool_row rows[MESSAGE_LANES_MAX];
+	struct burst bursts[MESSAGE_LANES_MAX];
 };
 
 static int
@@ -163,19 +162,13 @@ adopt_record(void *arg, struct record *r, const uint8_t *bytes, size_t n)
 {
 	struct adopting *a = arg;
 	int lane = (int)(XXH3_64bits(r->topic.s, r->topic.n) % (uint64_t)a->s->lane_count);
-	struct spool_row *row = &a->rows[lane];
 
 	(void)bytes;
 	(void)n;
 	if (r->seq <= a->done)
 		return 0;
 	r->seq = a->s->adopted + ++a->taken;
-	if (message_encode_record(&a->bytes[lane], r) == -1)
-		return -1;
-	if (row->count++ == 0)
-		row->first = r->seq;
-	row->last = r->seq;
-	return 0;
+	return burst_add(&a->bursts[lane], r);
 }
 
 static int
@@ -186,13 +179,6 @@ leave_record(void *arg, struct record *r, const uint8_t *bytes, size_t n)
 	(void)bytes;
 	(void)n;
 	return 0;
-}
-
-/* So many of earlier streams are so no more. */
-static void
-count_old(struct service *s, uint64_t n)
-{
-	s->spool.old_records -= n < s->spool.old_records ? n : s->spool.old_records;
 }
 
 static int
@@ -206,15 +192,14 @@ put_adopted(struct adopting *a)
 	if (spool_begin(&s->spool) == -1)
 		return -1;
 	for (i = 0; i < s->lane_count; i++) {
-		a->rows[i].records = buffer_head(&a->bytes[i]);
-		a->rows[i].n = buffer_size(&a->bytes[i]);
 		/* A later run may find it among rows of the same stream that came behind it. */
-		a->rows[i].place = a->old[a->old_count - 1].place;
-		if (a->rows[i].count > 0 && spool_put(&s->spool, s->stream, i, &a->rows[i]) == -1)
+		if (a->bursts[i].count > 0 &&
+		    spool_put(&s->spool, s->stream, i, &a->bursts[i],
+			a->old[a->old_count - 1].place) == -1)
 			break;
 	}
 	for (at = 0; i == s->lane_count && at < a->old_count; at++) {
-		if (spool_remove(&s->spool, a->old[at].id, &a->old[at]) == -1)
+		if (spool_remove(&s->spool, &a->old[at]) == -1)
 			i = -1;
 	}
 	if (i == s->lane_count && spool_commit(&s->spool) == 0)
@@ -227,20 +212,19 @@ static void
 count_adopted(struct adopting *a)
 {
 	struct service *s = a->s;
-	uint64_t known = a->records - a->taken;
 	int i;
 
 	for (i = 0; i < s->lane_count; i++) {
-		if (a->rows[i].count == 0)
+		if (a->bursts[i].count == 0)
 			continue;
-		s->lanes[i].spool.count += a->rows[i].count;
-		if (s->lanes[i].spool.tail < a->rows[i].last)
-			s->lanes[i].spool.tail = a->rows[i].last;
+		s->lanes[i].spool.count += a->bursts[i].count;
+		if (s->lanes[i].spool.tail < a->bursts[i].last)
+			s->lanes[i].spool.tail = a->bursts[i].last;
 	}
 	s->adopted += a->taken;
-	count_old(s, a->records);
+	spool_take_off(&s->spool.old_records, a->records);
 	/* The run that received them has counted what was committed. */
-	s->spool_found -= known < s->spool_found ? known : s->spool_found;
+	spool_take_off(&s->spool_found, a->records - a->taken);
 }
 
 /* Takes the next old row along. Returns 1, 0 if it is not to be taken now, -1 if that failed. */
@@ -264,7 +248,7 @@ take_old(struct adopting *a, const struct spool_row *behind)
 		return 0;
 	}
 	if (malformed) {
-		count_old(s, old->count);
+		spool_take_off(&s->spool.old_records, old->count);
 		return set_aside(s, old) == -1 ? -1 : 0;
 	}
 	a->done = old->first;
@@ -290,7 +274,6 @@ adopt_rows(struct service *s)
 	a.s = s;
 	a.taken = a.records = 0;
 	a.old_count = a.old_bytes = 0;
-	memset(a.rows, 0, sizeof(a.rows));
 	while (rc == 1 && a.old_count < ADOPT_ROWS && a.records < ADOPT_RECORDS &&
 	    a.old_bytes < ADOPT_BYTES) {
 		rc = take_old(&a, &behind);
@@ -308,7 +291,7 @@ adopt_rows(struct service *s)
 			rc = -1;
 	}
 	for (i = 0; i < s->lane_count; i++)
-		buffer_free(&a.bytes[i]);
+		burst_free(&a.bursts[i]);
 	return rc == -1 ? -1 : a.old_count > 0 || s->spool.old_records != before;
 }
 
@@ -323,7 +306,7 @@ is_hungry(const struct service *s, const struct lane *l)
 		records = FEED_RECORDS_LEAST;
 	return s->state == STATE_RUN && !s->closing && l->spool.on && l->state == LANE_READY &&
 	    !l->finishing && l->backlog.count < records && l->backlog.bytes < FEED_BYTES &&
-	    lane_in_flight(l) - l->spool.pending_count == 0;
+	    lane_in_flight(l) - l->spool.pending.count == 0;
 }
 
 /* True when the spool has nothing of the lane that is not in its backlog. */
@@ -425,7 +408,6 @@ spool_feed_open(struct service *s)
 			    LOG_S("is", s->cfg->client_id),
 			    LOG_S(
 				"next", "storing them all the same: they have been acknowledged"));
-		s->spooling_since = s->now;
 		s->spooling_reason = "an earlier run has left records in the spool";
 	}
 	if (spool_note(&s->spool, s->cfg->client_id) == -1)

@@ -67,30 +67,15 @@ spooling_count(const struct service *s)
 bool
 spooling_full(const struct service *s)
 {
-	return s->spool.open && spooling_any(s) &&
-	    (s->spool.bytes >= (uint64_t)s->cfg->spool_limit || s->spool_disk_full);
+	return (s->spool.bytes >= (uint64_t)s->cfg->spool_limit || s->spool_disk_full) &&
+	    spooling_any(s);
 }
 
 /* False when what is pending should be written before more is read. */
 bool
 spooling_may_grow(const struct lane *l)
 {
-	return buffer_size(&l->spool.pending) < PENDING_MOST;
-}
-
-/* Puts a new record behind all others of a lane that is on. Returns -1 when memory is short. */
-int
-spooling_put(struct service *s, struct lane *l, const struct record *r)
-{
-	struct lane_spool *sp = &l->spool;
-
-	(void)s;
-	if (message_encode_record(&sp->pending, r) == -1)
-		return -1;
-	if (sp->pending_count++ == 0)
-		sp->pending_first = r->seq;
-	sp->pending_last = r->seq;
-	return 0;
+	return buffer_size(&l->spool.pending.bytes) < PENDING_MOST;
 }
 
 /* True when nothing is in it, not even what is committed and could not be removed yet. */
@@ -151,46 +136,24 @@ look_at_disk(struct service *s)
 static int
 put_backlog(struct service *s, struct lane *l)
 {
-	struct lane_spool *sp = &l->spool;
-	struct buffer bytes = {0};
-	struct spool_row row;
-	size_t at = sp->in_backlog, n = 0;
+	struct burst burst = {0};
+	size_t at = l->spool.in_backlog;
 	int rc = 0;
 
-	for (; rc == 0 && at < l->backlog.count; at += n) {
-		buffer_clear(&bytes);
-		n = backlog_copy(&l->backlog, at, ROW_MOST, &bytes);
-		if (n == 0) {
+	for (; rc == 0 && at < l->backlog.count; at += burst.count) {
+		burst_clear(&burst);
+		burst.count = backlog_copy(&l->backlog, at, ROW_MOST, &burst.bytes);
+		if (burst.count == 0) {
 			snprintf(s->spool.file.why, sizeof(s->spool.file.why), "out of memory");
 			rc = -1;
 			break;
 		}
-		row = (struct spool_row){
-		    .first = backlog_seq(&l->backlog, at),
-		    .last = backlog_seq(&l->backlog, at + n - 1),
-		    .count = n,
-		    .records = buffer_head(&bytes),
-		    .n = buffer_size(&bytes),
-		};
-		rc = spool_put(&s->spool, s->stream, l->index, &row);
+		burst.first = backlog_seq(&l->backlog, at);
+		burst.last = backlog_seq(&l->backlog, at + burst.count - 1);
+		rc = spool_put(&s->spool, s->stream, l->index, &burst, 0);
 	}
-	buffer_free(&bytes);
+	burst_free(&burst);
 	return rc;
-}
-
-static int
-put_pending(struct service *s, struct lane *l)
-{
-	const struct lane_spool *sp = &l->spool;
-	struct spool_row row = {
-	    .first = sp->pending_first,
-	    .last = sp->pending_last,
-	    .count = sp->pending_count,
-	    .records = buffer_head(&sp->pending),
-	    .n = buffer_size(&sp->pending),
-	};
-
-	return spool_put(&s->spool, s->stream, l->index, &row);
 }
 
 static int
@@ -203,7 +166,9 @@ put_lane(struct service *s, struct lane *l)
 		return 0;
 	if (l->backlog.count > l->spool.in_backlog && put_backlog(s, l) == -1)
 		return -1;
-	return l->spool.pending_count > 0 ? put_pending(s, l) : 0;
+	return l->spool.pending.count > 0
+	    ? spool_put(&s->spool, s->stream, l->index, &l->spool.pending, 0)
+	    : 0;
 }
 
 /* All of it is on the disk. */
@@ -220,26 +185,25 @@ note_written(struct lane *l)
 		sp->in_backlog = l->backlog.count;
 		sp->loaded = sp->tail = backlog_seq(&l->backlog, l->backlog.count - 1);
 	}
-	if (sp->pending_count == 0)
+	if (sp->pending.count == 0)
 		return;
-	sp->count += sp->pending_count;
-	sp->tail = sp->pending_last;
-	sp->pending_count = 0;
-	buffer_clear(&sp->pending);
+	sp->count += sp->pending.count;
+	sp->tail = sp->pending.last;
+	burst_clear(&sp->pending);
 }
 
 /* One transaction for all lanes: what is to be durable, and what is done with. */
-static bool
+static void
 write_all(struct service *s)
 {
 	uint64_t bytes = s->spool.bytes;
 	int i;
 
 	if (s->spool_failed != 0 && s->now < s->spool_retry_at)
-		return false;
+		return;
 	if (spool_begin(&s->spool) == -1) {
 		write_failed(s, "begin");
-		return false;
+		return;
 	}
 	/* What is in doubt first: it came before all that is new. */
 	i = s->in_doubt ? doubt_write(s) : 0;
@@ -249,7 +213,7 @@ write_all(struct service *s)
 		spool_roll_back(&s->spool);
 		s->spool.bytes = bytes;
 		write_failed(s, i < 0 ? "write" : "sync");
-		return false;
+		return;
 	}
 	if (FAILPOINT("after_spool_is_synced"))
 		mqtt_drop(&s->mqtt);
@@ -260,7 +224,6 @@ write_all(struct service *s)
 	s->spool_removed_at = s->now;
 	look_at_disk(s);
 	write_succeeded(s);
-	return true;
 }
 
 /* ---- on and off ---- */
@@ -284,7 +247,7 @@ due(const struct service *s, const struct lane *l)
 	int64_t at;
 
 	/* One that has been told to remove its progress row must leave nothing that asks for it. */
-	if (!s->spool.open || s->cfg->spool_limit == 0 || l->spool.on || lane_in_flight(l) == 0 ||
+	if (s->cfg->spool_limit == 0 || l->spool.on || lane_in_flight(l) == 0 ||
 	    (l->finishing && l->forget))
 		return CLOCK_NEVER;
 	at = l->spool.progress_at + patience(s);
@@ -296,13 +259,11 @@ due(const struct service *s, const struct lane *l)
 static void
 turn_on(struct service *s, struct lane *l)
 {
-	if (s->spooling_since == 0) {
-		s->spooling_since = s->now;
+	if (s->spooling_reason == NULL)
 		s->spooling_reason = s->state != STATE_RUN
 		    ? "the database has not taken them, and there is a stop"
 		    : s->room_missing != 0 ? "the backlog has been full for a second"
 					   : "there has been no commit for --spool-after";
-	}
 	look_at_disk(s);
 	l->spool.on = true;
 	l->spool.on_since = s->now;
@@ -312,7 +273,7 @@ turn_on(struct service *s, struct lane *l)
 static void
 turn_off(struct service *s, struct lane *l)
 {
-	if (l->spool.pending_count > 0 && spool_feed_pending(s, l) == -1)
+	if (l->spool.pending.count > 0 && spool_feed_pending(s, l) == -1)
 		return;
 	l->spool.on = false;
 	l->spool.progress_at = s->now;
@@ -367,9 +328,10 @@ is_to_be_written(const struct service *s)
 static void
 note_empty(struct service *s)
 {
-	if (s->spooling_since == 0 || !spooling_is_empty(s) || spooling_any(s))
+	if (s->spooling_reason == NULL || !spooling_is_empty(s) || spooling_any(s))
 		return;
-	s->spooling_since = s->spool_failed = s->spool_logged = 0;
+	s->spooling_reason = NULL;
+	s->spool_failed = s->spool_logged = 0;
 	if (spool_shrink(&s->spool) == -1)
 		log_warn("spool_not_shrunk", LOG_S("state_dir", s->cfg->state_dir),
 		    LOG_S("reason", s->spool.file.why));
@@ -379,8 +341,6 @@ note_empty(struct service *s)
 void
 spooling_step(struct service *s)
 {
-	if (!s->spool.open)
-		return;
 	if (intake_view(s).room)
 		s->room_missing = 0;
 	else if (s->room_missing == 0)
@@ -402,7 +362,7 @@ spooling_deadline(const struct service *s)
 	int i;
 
 	/* Where the list cannot be written nothing is tried here, and intake.c says when it is. */
-	if (!s->spool.open || s->save_failed != 0)
+	if (s->save_failed != 0)
 		return CLOCK_NEVER;
 	if (s->spool_more)
 		return s->now;
@@ -424,8 +384,6 @@ spooling_finish(struct service *s)
 {
 	int i;
 
-	if (!s->spool.open)
-		return;
 	for (i = 0; i < s->lane_count; i++) {
 		if (s->cfg->spool_limit > 0 && lane_in_flight(&s->lanes[i]) > 0)
 			s->lanes[i].spool.on = true;

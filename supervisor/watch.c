@@ -89,8 +89,8 @@ watch_spool(struct service *s)
 	struct pressure_line line;
 	bool full = spooling_full(s);
 
-	if (pressure_set(&s->pressure, PRESSURE_SPOOLING, s->spooling_since != 0, spooling_count(s),
-		s->now, &line))
+	if (pressure_set(&s->pressure, PRESSURE_SPOOLING, s->spooling_reason != NULL,
+		spooling_count(s), s->now, &line))
 		pressure_log(&line, line.phase == PRESSURE_ENDS ? NULL : s->spooling_reason, NULL,
 		    LOG_FIELDS(LOG_U("bytes", s->spool.bytes)));
 	if (!pressure_set(

@@ -66,13 +66,13 @@ MUTANTS = {
         "		spool_roll_back(&s->spool);\n		s->spool.bytes = bytes;\n",
         "everything_killed_with_the_spool_on_a_full_disk", {"lost"}),
     "what_waits_for_the_spool_counts_as_durable": (
-        "supervisor/lane.c", "l->spool.in_backlog + l->spool.pending_count;", "l->spool.in_backlog;",
+        "supervisor/lane.c", "l->spool.in_backlog + l->spool.pending.count;", "l->spool.in_backlog;",
         "killed_twice_while_the_spool_is_emptied", {"lost"}),
     "new_messages_pass_the_spool": (
-        "supervisor/intake.c", "	if (l->spool.on)\n		return spooling_put(s, l, r);\n", "",
+        "supervisor/intake.c", "	if (l->spool.on)\n		return burst_add(&l->spool.pending, r);\n", "",
         "killed_twice_while_the_spool_is_emptied", {"reordered"}),
     "spool_forgets_the_place": (
-        "supervisor/spool.c", "row->place > 0 ? row->place : s->next_id", "s->next_id",
+        "supervisor/spool.c", "place > 0 ? place : s->next_id", "s->next_id",
         "killed_twice_while_the_spool_is_emptied", {"reordered"}),
     "adopts_what_is_committed": (
         "supervisor/spool_feed.c", "	a->done = old->first;\n", "	a->done = 0;\n",

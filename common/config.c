@@ -106,8 +106,9 @@ static const struct option_row table[] = {
 
 #define ROWS (sizeof(table) / sizeof(table[0]))
 
-static int
-fail(struct config_error *err, const char *fmt, ...)
+/* Says what is wrong with an option. Returns -1. */
+int
+config_fail(struct config_error *err, const char *fmt, ...)
 {
 	va_list ap;
 
@@ -171,33 +172,35 @@ set(struct config *cfg, const struct option_row *row, const char *source, const 
 
 	for (p = value; *p != '\0'; p++) {
 		if (iscntrl((unsigned char)*p))
-			return fail(err, "%s: the value holds a control character", source);
+			return config_fail(err, "%s: the value holds a control character", source);
 	}
 	switch (row->kind) {
 	case KIND_STRING:
 		if (set_string((char **)field, value) == -1)
-			return fail(err, "%s: %s", source, strerror(errno));
+			return config_fail(err, "%s: %s", source, strerror(errno));
 		return 0;
 	case KIND_LIST:
 		wrong = topic_filter_error(value);
 		if (wrong != NULL)
-			return fail(err, "%s: '%s' is no topic filter: %s", source, value, wrong);
+			return config_fail(
+			    err, "%s: '%s' is no topic filter: %s", source, value, wrong);
 		if (add_to_list(cfg, value) == -1)
-			return fail(err, "%s: %s", source, strerror(errno));
+			return config_fail(err, "%s: %s", source, strerror(errno));
 		return 0;
 	case KIND_CHOICE:
 		n = choice(row->metavar, value);
 		if (n == -1)
-			return fail(err, "%s: '%s' must be one of %s", source, value, row->metavar);
+			return config_fail(
+			    err, "%s: '%s' must be one of %s", source, value, row->metavar);
 		break;
 	case KIND_NUMBER:
 		if (units_number(value, &n) == -1 || n < row->min || n > row->max)
-			return fail(err, "%s: '%s' must be a whole number from %lld to %lld",
+			return config_fail(err, "%s: '%s' must be a whole number from %lld to %lld",
 			    source, value, (long long)row->min, (long long)row->max);
 		break;
 	case KIND_SIZE:
 		if (units_size(value, &n) == -1 || n < row->min || n > row->max)
-			return fail(err,
+			return config_fail(err,
 			    "%s: '%s' must be a size from %s to %s, in bytes or with KiB, MiB or "
 			    "GiB",
 			    source, value, units_format_size(row->min, low, sizeof(low)),
@@ -205,7 +208,7 @@ set(struct config *cfg, const struct option_row *row, const char *source, const 
 		break;
 	default:
 		if (units_duration(value, &n) == -1 || n < row->min || n > row->max)
-			return fail(err,
+			return config_fail(err,
 			    "%s: '%s' must be a time from %s to %s, with ms, s, m or h", source,
 			    value, units_format_duration(row->min, low, sizeof(low)),
 			    units_format_duration(row->max, high, sizeof(high)));
@@ -246,7 +249,7 @@ set_lines(struct config *cfg, const struct option_row *row, const char *source, 
     struct config_error *err)
 {
 	char *copy = strdup(text), *rest = copy, *line;
-	int rc = copy == NULL ? fail(err, "%s: %s", source, strerror(errno)) : 0;
+	int rc = copy == NULL ? config_fail(err, "%s: %s", source, strerror(errno)) : 0;
 
 	while (rc == 0 && (line = strsep(&rest, "\n")) != NULL) {
 		if (*line != '\0')
@@ -341,11 +344,11 @@ refuse(struct config_error *err, int c, char **argv)
 	const char *given = argv[optind - 1];
 
 	if (c == ':')
-		fail(err, "%s: a value is missing; see ingestd --help", given);
+		config_fail(err, "%s: a value is missing; see ingestd --help", given);
 	else if (optopt != 0 && strncmp(given, "--", 2) != 0)
-		fail(err, "-%c: no such option; see ingestd --help", optopt);
+		config_fail(err, "-%c: no such option; see ingestd --help", optopt);
 	else
-		fail(err,
+		config_fail(err,
 		    "%.*s: no such option, an abbreviation of several, or it takes no value; see "
 		    "ingestd --help",
 		    (int)strcspn(given, "="), given);
@@ -388,7 +391,8 @@ config_from_arguments(struct config *cfg, int argc, char **argv, struct config_e
 	}
 	if (optind < argc) {
 		/* Not the argument: of a conninfo without its quotes it may be the password. */
-		fail(err, "argument %d: ingestd takes options only; see ingestd --help", optind);
+		config_fail(
+		    err, "argument %d: ingestd takes options only; see ingestd --help", optind);
 		return CONFIG_BAD;
 	}
 	return CONFIG_RUN;
@@ -401,7 +405,7 @@ config_check_table(const struct config *cfg, struct config_error *err)
 	if (*cfg->table == '\0' || *cfg->table == '.' ||
 	    cfg->table[strlen(cfg->table) - 1] == '.' ||
 	    strchr(cfg->table, '.') != strrchr(cfg->table, '.'))
-		return fail(err, "--table: '%s' must be NAME or SCHEMA.NAME", cfg->table);
+		return config_fail(err, "--table: '%s' must be NAME or SCHEMA.NAME", cfg->table);
 	return 0;
 }
 
@@ -412,21 +416,21 @@ config_check(struct config *cfg, struct config_error *err)
 	const char *wrong;
 
 	if (cfg->subscribe_count == 0)
-		return fail(err,
+		return config_fail(err,
 		    "--subscribe: missing; give at least one topic filter, such as 'sensors/#'");
 	broker_url_free(&cfg->url);
 	wrong = broker_url_parse(cfg->broker, &cfg->url);
 	if (wrong != NULL)
-		return fail(err,
+		return config_fail(err,
 		    "--broker: no broker's URL: %s; allowed is "
 		    "mqtt[s]://[USER[:PASSWORD]@]HOST[:PORT]",
 		    wrong);
 	if (config_check_table(cfg, err) == -1)
 		return -1;
 	if (cfg->state_dir != NULL && *cfg->state_dir == '\0')
-		return fail(err, "--state-dir: must not be empty");
+		return config_fail(err, "--state-dir: must not be empty");
 	if (cfg->client_id != NULL && (*cfg->client_id == '\0' || strlen(cfg->client_id) > 65535))
-		return fail(err, "--client-id: must have 1 to 65535 bytes");
+		return config_fail(err, "--client-id: must have 1 to 65535 bytes");
 	return 0;
 }
 
@@ -468,7 +472,7 @@ set_from_line(struct config *cfg, char *line, struct config_error *err)
 	size_t i;
 
 	if (value == NULL)
-		return fail(err, "configuration line without '='");
+		return config_fail(err, "configuration line without '='");
 	*value++ = '\0';
 	for (i = 0; i < ROWS; i++) {
 		char *field = (char *)cfg + table[i].offset;
@@ -476,13 +480,14 @@ set_from_line(struct config *cfg, char *line, struct config_error *err)
 		if (strcmp(table[i].name, line) != 0 || (table[i].flags & TO_WRITER) == 0)
 			continue;
 		if (table[i].kind == KIND_STRING)
-			return set_string((char **)field, value) == -1 ? fail(err, "out of memory")
-								       : 0;
+			return set_string((char **)field, value) == -1
+			    ? config_fail(err, "out of memory")
+			    : 0;
 		if (units_number(value, (int64_t *)field) == -1)
-			return fail(err, "%s: '%s' is no number", line, value);
+			return config_fail(err, "%s: '%s' is no number", line, value);
 		return 0;
 	}
-	return fail(err, "%s: no such option", line);
+	return config_fail(err, "%s: no such option", line);
 }
 
 /* The other end of config_to_text(): durations and sizes stand there as plain numbers. */
@@ -490,7 +495,7 @@ int
 config_from_text(struct config *cfg, const char *text, size_t len, struct config_error *err)
 {
 	char *copy = strndup(text, len), *rest = copy, *line;
-	int rc = copy == NULL ? fail(err, "out of memory") : 0;
+	int rc = copy == NULL ? config_fail(err, "out of memory") : 0;
 
 	while (rc == 0 && (line = strsep(&rest, "\n")) != NULL) {
 		if (*line != '\0')

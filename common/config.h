@@ -59,6 +59,7 @@ struct config_error {
 	char text[512];
 };
 
+int config_fail(struct config_error *, const char *, ...) __attribute__((format(printf, 2, 3)));
 int config_init(struct config *);
 int config_from_environment(struct config *, struct config_error *);
 enum config_action config_from_arguments(struct config *, int, char **, struct config_error *);

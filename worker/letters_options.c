@@ -10,7 +10,6 @@
 #include <ctype.h>
 #include <errno.h>
 #include <getopt.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -58,17 +57,6 @@ static const struct letters_row table[] = {
 
 static const char *const commands[] = {"--help", "list", "replay", "discard"};
 
-static int
-fail(struct config_error *err, const char *fmt, ...)
-{
-	va_list ap;
-
-	va_start(ap, fmt);
-	vsnprintf(err->text, sizeof(err->text), fmt, ap);
-	va_end(ap);
-	return -1;
-}
-
 const char *
 letters_command_name(enum letters_command command)
 {
@@ -78,7 +66,7 @@ letters_command_name(enum letters_command command)
 static int
 no_memory(struct config_error *err)
 {
-	return fail(err, "out of memory");
+	return config_fail(err, "out of memory");
 }
 
 static int
@@ -87,10 +75,10 @@ set_once(char **field, const char *name, const char *value, struct config_error 
 	const char *p;
 
 	if (*field != NULL)
-		return fail(err, "--%s: given twice; one is allowed", name);
+		return config_fail(err, "--%s: given twice; one is allowed", name);
 	for (p = value; *p != '\0'; p++) {
 		if (iscntrl((unsigned char)*p))
-			return fail(err, "--%s: the value holds a control character", name);
+			return config_fail(err, "--%s: the value holds a control character", name);
 	}
 	*field = strdup(value);
 	return *field != NULL ? 0 : no_memory(err);
@@ -102,7 +90,7 @@ add_id(struct letters_options *o, const char *value, struct config_error *err)
 	int64_t *ids, id;
 
 	if (units_number(value, &id) == -1 || id == 0)
-		return fail(err, "--id: '%.64s' must be a whole number, from 1", value);
+		return config_fail(err, "--id: '%.64s' must be a whole number, from 1", value);
 	ids = reallocarray(o->ids, o->id_count + 1, sizeof(*ids));
 	if (ids == NULL)
 		return no_memory(err);
@@ -130,7 +118,8 @@ set(struct letters_options *o, const struct letters_row *row, const char *value,
 	case OPTION_TOPIC:
 		wrong = topic_filter_error(value);
 		if (wrong != NULL)
-			return fail(err, "--topic: '%s' is no topic filter: %s", value, wrong);
+			return config_fail(
+			    err, "--topic: '%s' is no topic filter: %s", value, wrong);
 		return set_once(&o->topic, row->name, value, err);
 	case OPTION_SINCE:
 		return set_once(&o->since, row->name, value, err);
@@ -147,10 +136,12 @@ refuse(int c, char **argv, struct config_error *err)
 	const char *given = argv[optind - 1];
 
 	if (c == ':')
-		return fail(err, "%s: a value is missing; see ingestd dead-letters --help", given);
+		return config_fail(
+		    err, "%s: a value is missing; see ingestd dead-letters --help", given);
 	if (optopt != 0 && strncmp(given, "--", 2) != 0)
-		return fail(err, "-%c: no such option; see ingestd dead-letters --help", optopt);
-	return fail(err,
+		return config_fail(
+		    err, "-%c: no such option; see ingestd dead-letters --help", optopt);
+	return config_fail(err,
 	    "%.*s: no such option, an abbreviation of several, or it takes no value; see ingestd "
 	    "dead-letters --help",
 	    (int)strcspn(given, "="), given);
@@ -177,7 +168,7 @@ parse_options(struct letters_options *o, int argc, char **argv, struct config_er
 		for (row = table; row->value != c; row++)
 			;
 		if ((row->commands & command) == 0)
-			return fail(err,
+			return config_fail(err,
 			    "--%s: not an option of %s; see ingestd dead-letters --help", row->name,
 			    argv[0]);
 		if (set(o, row, optarg, err) == -1)
@@ -187,7 +178,7 @@ parse_options(struct letters_options *o, int argc, char **argv, struct config_er
 	}
 	/* Not the argument itself: of a conninfo without its quotes it may be the password. */
 	if (optind < argc)
-		return fail(err,
+		return config_fail(err,
 		    "argument %d behind %s: it takes options only; see ingestd "
 		    "dead-letters --help",
 		    optind, argv[0]);
@@ -222,7 +213,7 @@ letters_options_parse(struct letters_options *o, int argc, char **argv, struct c
 
 	*o = (struct letters_options){.command = LETTERS_HELP};
 	if (word == NULL)
-		return fail(err,
+		return config_fail(err,
 		    "a command is missing: list, replay or discard; see ingestd "
 		    "dead-letters --help");
 	if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0)
@@ -230,11 +221,12 @@ letters_options_parse(struct letters_options *o, int argc, char **argv, struct c
 	for (i = LETTERS_LIST; i <= LETTERS_DISCARD && strcmp(word, commands[i]) != 0; i++)
 		;
 	if (i > LETTERS_DISCARD && *word == '-')
-		return fail(err,
+		return config_fail(err,
 		    "the first word must be list, replay or discard, options follow it; "
 		    "see ingestd dead-letters --help");
 	if (i > LETTERS_DISCARD)
-		return fail(err, "'%.64s' is no command; there are list, replay and discard", word);
+		return config_fail(
+		    err, "'%.64s' is no command; there are list, replay and discard", word);
 	o->command = (enum letters_command)i;
 	if (set_defaults(o, err) == -1 || parse_options(o, argc - 1, argv + 1, err) == -1)
 		return -1;

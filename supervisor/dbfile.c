@@ -269,6 +269,30 @@ dbfile_run(struct dbfile *f, sqlite3_stmt *st)
 	return rc == SQLITE_DONE || rc == SQLITE_ROW ? 0 : -1;
 }
 
+/*
+ * The one text that a statement gives, into out; parameter is its only one, NULL if it has none.
+ * Returns 1; 0 with an empty out if there is no row, -1 with the reason in why.
+ */
+int
+dbfile_text(struct dbfile *f, int which, const char *parameter, char *out, size_t size)
+{
+	sqlite3_stmt *st = dbfile_statement(f, which);
+	int rc;
+
+	*out = '\0';
+	if (st == NULL)
+		return -1;
+	if (parameter != NULL)
+		sqlite3_bind_text(st, 1, parameter, -1, SQLITE_STATIC);
+	rc = sqlite3_step(st);
+	if (rc == SQLITE_ROW)
+		snprintf(out, size, "%s", sqlite3_column_text(st, 0));
+	else if (rc != SQLITE_DONE)
+		dbfile_failed(f, sqlite3_sql(st));
+	sqlite3_reset(st);
+	return rc == SQLITE_ROW ? 1 : rc == SQLITE_DONE ? 0 : -1;
+}
+
 /* A transaction that has failed leaves nothing behind; why stays. Returns -1. */
 int
 dbfile_undo(struct dbfile *f)

@@ -3,6 +3,7 @@
 
 #include <sqlite3.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 /* One kind of SQLite file in the state directory, of which only this process has one open. */
@@ -36,6 +37,7 @@ int dbfile_unusable(const struct dbfile *, const char *why, const char *next);
 int dbfile_exec(sqlite3 *, const char *);
 int64_t dbfile_number(sqlite3 *, const char *);
 sqlite3_stmt *dbfile_statement(struct dbfile *, int which);
+int dbfile_text(struct dbfile *, int which, const char *parameter, char *out, size_t size);
 int dbfile_run(struct dbfile *, sqlite3_stmt *);
 int dbfile_failed(struct dbfile *, const char *what);
 int dbfile_undo(struct dbfile *);

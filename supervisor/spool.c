@@ -43,6 +43,7 @@ enum statement {
 	HAS,
 	UNCLOSED,
 	CLOSE,
+	CLIENT_GET,
 	CLIENT_PUT,
 	SET_ASIDE,
 	STATEMENTS,
@@ -69,6 +70,7 @@ static const char *const sql[STATEMENTS] = {
 	"SELECT stream FROM spool s WHERE stream <> ? AND NOT EXISTS (SELECT 1 FROM closed "
 	"c WHERE c.stream = s.stream) LIMIT 1",
     [CLOSE] = "INSERT OR REPLACE INTO closed VALUES (?, ?, ?)",
+    [CLIENT_GET] = "SELECT value FROM meta WHERE key = 'client_id'",
     [CLIENT_PUT] = "INSERT OR REPLACE INTO meta VALUES ('client_id', ?)",
     [SET_ASIDE] = "INSERT OR REPLACE INTO unreadable SELECT * FROM spool WHERE id = ?",
 };
@@ -105,19 +107,6 @@ static const struct dbfile_kind kind = {
 
 /* ---- opening ---- */
 
-static void
-read_client(struct spool *s)
-{
-	sqlite3_stmt *st;
-
-	if (sqlite3_prepare_v2(s->file.db, "SELECT value FROM meta WHERE key = 'client_id'", -1,
-		&st, NULL) != SQLITE_OK)
-		return;
-	if (sqlite3_step(st) == SQLITE_ROW)
-		snprintf(s->client_id, sizeof(s->client_id), "%s", sqlite3_column_text(st, 0));
-	sqlite3_finalize(st);
-}
-
 /* As store_open(). All that is in it is old. */
 int
 spool_open(struct spool *s, const char *dir)
@@ -135,7 +124,7 @@ spool_open(struct spool *s, const char *dir)
 	    s->file.db, "SELECT coalesce(sum(length(records)), 0) + 64 * count(*) FROM spool");
 	/* An old one that holds nothing may still be large. */
 	s->used = true;
-	read_client(s);
+	dbfile_text(&s->file, CLIENT_GET, NULL, s->client_id, sizeof(s->client_id));
 	return 0;
 }
 
@@ -363,20 +352,7 @@ spool_has(struct spool *s, const char *stream, int lane, uint64_t seq)
 int
 spool_next_unclosed(struct spool *s, const char *own, char stream[STORE_STREAM_LENGTH + 1])
 {
-	sqlite3_stmt *st = dbfile_statement(&s->file, UNCLOSED);
-	int rc;
-
-	*stream = '\0';
-	if (st == NULL)
-		return -1;
-	sqlite3_bind_text(st, 1, own, -1, SQLITE_STATIC);
-	rc = sqlite3_step(st);
-	if (rc == SQLITE_ROW)
-		snprintf(stream, STORE_STREAM_LENGTH + 1, "%s", sqlite3_column_text(st, 0));
-	else if (rc != SQLITE_DONE)
-		dbfile_failed(&s->file, sql[UNCLOSED]);
-	sqlite3_reset(st);
-	return rc == SQLITE_ROW ? 1 : rc == SQLITE_DONE ? 0 : -1;
+	return dbfile_text(&s->file, UNCLOSED, own, stream, STORE_STREAM_LENGTH + 1);
 }
 
 /*

@@ -79,19 +79,10 @@ undo(struct store *s)
 	return dbfile_undo(&s->file);
 }
 
-/* Good until a text of another key is put there. */
 void
 store_get(struct store *s, const char *key, char *out, size_t size)
 {
-	sqlite3_stmt *st = dbfile_statement(&s->file, STORE_META_GET);
-
-	*out = '\0';
-	if (st == NULL)
-		return;
-	sqlite3_bind_text(st, 1, key, -1, SQLITE_STATIC);
-	if (sqlite3_step(st) == SQLITE_ROW)
-		snprintf(out, size, "%s", sqlite3_column_text(st, 0));
-	sqlite3_reset(st);
+	dbfile_text(&s->file, STORE_META_GET, key, out, size);
 }
 
 /* At the end: waits for the disk, so that the file outlives the machine. -1 with the reason in why.
@@ -296,17 +287,7 @@ store_forget_stream(struct store *s, const char *stream)
 int
 store_next_past(struct store *s, const char *own, char stream[STORE_STREAM_LENGTH + 1])
 {
-	sqlite3_stmt *st = dbfile_statement(&s->file, STORE_STREAM_PAST);
-	int found;
-
-	if (st == NULL)
-		return 0;
-	sqlite3_bind_text(st, 1, own, -1, SQLITE_STATIC);
-	found = sqlite3_step(st) == SQLITE_ROW;
-	if (found)
-		snprintf(stream, STORE_STREAM_LENGTH + 1, "%s", sqlite3_column_text(st, 0));
-	sqlite3_reset(st);
-	return found;
+	return dbfile_text(&s->file, STORE_STREAM_PAST, own, stream, STORE_STREAM_LENGTH + 1);
 }
 
 /* What the broker has of us, or will have. Returns -1 with the reason in why. */

@@ -62,10 +62,7 @@ read_notes(struct store *s)
 		snprintf(s->database, sizeof(s->database), "%s", sqlite3_column_text(st, 1));
 	}
 	sqlite3_reset(st);
-	st = dbfile_statement(&s->file, STORE_STREAM_RUNNING);
-	if (sqlite3_step(st) == SQLITE_ROW)
-		snprintf(s->running, sizeof(s->running), "%s", sqlite3_column_text(st, 0));
-	sqlite3_reset(st);
+	dbfile_text(&s->file, STORE_STREAM_RUNNING, NULL, s->running, sizeof(s->running));
 }
 
 /*

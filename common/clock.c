@@ -33,6 +33,19 @@ clock_realtime(void)
 }
 
 /*
+ * For what is told at most so often: true the first time, when *last is 0, and when so much time
+ * has passed since it was true, which is noted in *last.
+ */
+bool
+clock_lapsed(int64_t *last, int64_t every, int64_t now)
+{
+	if (*last != 0 && now - *last < every)
+		return false;
+	*last = now;
+	return true;
+}
+
+/*
  * poll(2)'s timeout for a deadline on the monotonic clock: milliseconds, rounded up so that the
  * loop does not spin through the last one; -1 for CLOCK_NEVER.
  */

@@ -1,6 +1,7 @@
 #ifndef COMMON_CLOCK_H
 #define COMMON_CLOCK_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define CLOCK_MS INT64_C(1000)
@@ -9,6 +10,7 @@
 
 int64_t clock_monotonic(void);
 int64_t clock_realtime(void);
+bool clock_lapsed(int64_t *last, int64_t every, int64_t now);
 int clock_poll_timeout(int64_t now, int64_t deadline);
 
 #endif

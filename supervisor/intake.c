@@ -134,9 +134,8 @@ save_failed(struct service *s)
 		s->save_failed = s->now;
 	s->save_at = s->now + SAVE_RETRY;
 	hold_back(s, true);
-	if (s->save_logged != 0 && s->now - s->save_logged < SAVE_LOGGED_EVERY)
+	if (!clock_lapsed(&s->save_logged, SAVE_LOGGED_EVERY, s->now))
 		return;
-	s->save_logged = s->now;
 	log_error("state_not_written", LOG_S("state_dir", s->cfg->state_dir),
 	    LOG_S("reason", s->store.file.why), LOG_T("for", s->now - s->save_failed),
 	    LOG_S("next",

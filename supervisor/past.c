@@ -71,9 +71,8 @@ static void
 try_again(struct service *s, const char *why)
 {
 	s->errand_at = s->now + RETRY;
-	if (s->errand_logged != 0 && s->now - s->errand_logged < LOGGED_EVERY)
+	if (!clock_lapsed(&s->errand_logged, LOGGED_EVERY, s->now))
 		return;
-	s->errand_logged = s->now;
 	log_error(why == s->spool.file.why ? "spool_failed" : "state_not_written",
 	    LOG_S("state_dir", s->cfg->state_dir), LOG_S("reason", why),
 	    LOG_S("next",

@@ -320,9 +320,8 @@ static void
 read_failed(struct service *s)
 {
 	s->spool_read_at = s->now + READ_RETRY;
-	if (s->spool_read_logged != 0 && s->now - s->spool_read_logged < READ_LOGGED_EVERY)
+	if (!clock_lapsed(&s->spool_read_logged, READ_LOGGED_EVERY, s->now))
 		return;
-	s->spool_read_logged = s->now;
 	log_error("spool_not_read", LOG_S("state_dir", s->cfg->state_dir),
 	    LOG_S("reason", s->spool.file.why),
 	    LOG_S("next",

@@ -99,9 +99,8 @@ write_failed(struct service *s, const char *what)
 	if (s->spool_failed == 0)
 		s->spool_failed = s->now;
 	s->spool_retry_at = s->now + RETRY;
-	if (s->spool_logged != 0 && s->now - s->spool_logged < LOGGED_EVERY)
+	if (!clock_lapsed(&s->spool_logged, LOGGED_EVERY, s->now))
 		return;
-	s->spool_logged = s->now;
 	log_error("spool_failed", LOG_S("state_dir", s->cfg->state_dir), LOG_S("step", what),
 	    LOG_S("reason", s->spool.file.why), LOG_T("for", s->now - s->spool_failed),
 	    LOG_U("waiting", intake_view(s).in_flight),

@@ -4,31 +4,17 @@ Into it: the clock runs from "mqtt connected" to the last time that the spool wa
 Out of it: from the release of the lock to PostgreSQL's timestamp of the last commit.
 """
 
-import contextlib
-import shutil
-import sqlite3
-import tempfile
 import time
-from pathlib import Path
 
 import drain
 from processes import wait_until
 from publisher import publish
 from service import Service
+from spoolfile import PARTS, spooled
 from workload import messages
 
 OPTIONS = ("--spool-after", "1ms", "--spool-limit", "4GiB")
-PARTS = ("spool.db", "spool.db-wal")
 QUIET = 0.5
-
-
-def spooled(state):
-    """Records in the spool. ingestd has the file for itself: a copy is read."""
-    with tempfile.TemporaryDirectory() as copy:
-        for part in PARTS:
-            shutil.copy(state / part, copy)
-        with contextlib.closing(sqlite3.connect(Path(copy) / "spool.db")) as c:
-            return c.execute("SELECT coalesce(sum(count), 0) FROM spool").fetchone()[0]
 
 
 def last_written(state):

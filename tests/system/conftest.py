@@ -6,6 +6,7 @@ from broker import Broker
 from lane import Lane
 from letters import Command
 from postgres import Database, Server
+from wire import Wire
 
 
 @pytest.hookimpl(hookwrapper=True, tryfirst=True)
@@ -35,6 +36,13 @@ def database(postgres_server):
 
 
 @pytest.fixture
+def table(database):
+    """The database, with a table that tells the order of insertion."""
+    database.create_numbered_table()
+    return database
+
+
+@pytest.fixture
 def make_broker(tmp_path):
     made = []
 
@@ -50,6 +58,14 @@ def make_broker(tmp_path):
 @pytest.fixture
 def broker(make_broker):
     return make_broker()
+
+
+@pytest.fixture
+def wire(broker):
+    """On the way to the broker."""
+    wire = Wire(broker.port)
+    yield wire
+    wire.close()
 
 
 @pytest.fixture

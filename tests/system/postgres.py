@@ -145,6 +145,17 @@ class Database:
         self.query(f"CREATE TABLE {table} (time timestamptz NOT NULL, topic text NOT NULL,"
                    " payload jsonb NOT NULL, id bigint GENERATED ALWAYS AS IDENTITY)")
 
+    def answers(self):
+        try:
+            return bool(self.query("SELECT 1"))
+        except psycopg.Error:
+            return False
+
+    def start_server(self):
+        """Returns when the database answers again."""
+        self.server.start()
+        wait_until(self.answers, 60, "the database answers")
+
     def sessions(self):
         """Backends of this database other than the tests' own."""
         with self.server.connect() as c:

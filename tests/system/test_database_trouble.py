@@ -3,7 +3,6 @@ import pytest
 
 from processes import wait_until
 from publisher import numbered, publish
-from wire import Wire
 
 
 def publish_and_expect_trouble(daemon, broker, wire, sqlstate, n=50):
@@ -30,13 +29,6 @@ def expect_healed(daemon, broker, wire, database, n=50, table="telemetry"):
     assert daemon.events("mqtt_connection_lost") == []
     assert daemon.stop() == 0
     assert daemon.totals()["dead_lettered"] == 0
-
-
-@pytest.fixture
-def wire(broker):
-    wire = Wire(broker.port)
-    yield wire
-    wire.close()
 
 
 @pytest.mark.slow

@@ -81,6 +81,12 @@ class Lives:
     def is_over(self):
         return self.daemon.process.poll() is not None
 
+    def end(self):
+        """Of the one that runs, if it does: a stop, however it ends."""
+        if not self.is_over():
+            self.daemon.process.send_signal(signal.SIGTERM)
+            wait_until(self.is_over, 40, "it stops")
+
     def is_cut_off(self):
         """The failpoint has cut its connection, and no other is made while the wire is stalled."""
         names = [e.name for e in self.daemon.events() if e.name in ("mqtt_connected", "mqtt_connection_lost")]
@@ -202,9 +208,7 @@ def live(broker, database, lives, place, action):
         wait_until(lambda: lives.is_over() or len(stored(database)) == THIRD, 40, "the third is stored")
     else:
         publish(broker, messages(THIRD - SECOND, start=SECOND))
-    if not lives.is_over():
-        daemon.process.send_signal(signal.SIGTERM)
-        wait_until(lives.is_over, 40, "it stops")
+    lives.end()
     assert lives.visited(place), f"nothing comes to {place}"
     assert action != "kill" or daemon.process.returncode in (-signal.SIGKILL, 0, 75)
 
@@ -226,13 +230,6 @@ def see_the_rest(broker, database, lives, n):
     assert_ordered(database)
 
 
-def answers(database):
-    try:
-        return database.query("SELECT 1")
-    except Exception:
-        return False
-
-
 def live_in_doubt(broker, database, lives, place, action):
     first_life(broker, database, lives)
     database.server.stop()
@@ -240,11 +237,8 @@ def live_in_doubt(broker, database, lives, place, action):
     publish(broker, messages(SECOND - FIRST, start=FIRST))
     wait_until(lambda: lives.visited(place), 30, f"it comes to {place}")
     wait_until(lambda: lives.is_over() or daemon.events("mqtt_subscribed"), 30, "it goes on, or not")
-    database.server.start()
-    wait_until(lambda: answers(database), 60, "the database answers")
-    if not lives.is_over():
-        daemon.process.send_signal(signal.SIGTERM)
-        wait_until(lives.is_over, 40, "it stops")
+    database.start_server()
+    lives.end()
     see_the_rest(broker, database, lives, SECOND)
 
 
@@ -277,9 +271,7 @@ def live_with_the_spool(broker, database, lives, place, action):
         wait_until(lambda: lives.is_over() or len(stored(database)) == THIRD, 40, "the third is stored")
     else:
         publish(broker, messages(THIRD - SECOND, start=SECOND))
-    if not lives.is_over():
-        daemon.process.send_signal(signal.SIGTERM)
-        wait_until(lives.is_over, 40, "it stops")
+    lives.end()
     assert lives.visited(place), f"nothing comes to {place}"
     see_the_rest(broker, database, lives, THIRD)
 

@@ -15,40 +15,8 @@ import pytest
 from fakebroker import FakeBroker
 from fakebroker import publish as packet
 from processes import is_running, wait_until
-from publisher import Publisher, numbered, publish
-from wire import Wire
-
-TOPICS = 7
-
-
-@pytest.fixture
-def table(database):
-    database.create_numbered_table()
-    return database
-
-
-@pytest.fixture
-def wire(broker):
-    wire = Wire(broker.port)
-    yield wire
-    wire.close()
-
-
-def stored(database):
-    return [n for (n,) in database.query("SELECT (payload->>'n')::int FROM telemetry ORDER BY id")]
-
-
-def assert_once_in_order(database, n):
-    """Every number from 0 to n once, and those of a topic in their order."""
-    found = stored(database)
-    assert sorted(found) == list(range(n))
-    for topic in range(TOPICS):
-        own = [i for i in found if i % TOPICS == topic]
-        assert own == sorted(own), f"topic {topic} is out of order"
-
-
-def messages(n, start=0):
-    return numbered(n, topics=TOPICS, start=start)
+from publisher import Publisher, publish
+from sequence import assert_once_in_order, messages, publish_to, stored
 
 
 def all_is_read(port):
@@ -70,22 +38,9 @@ def kill_with_commits_held_up(database, wire, daemon, n, start=0):
         wait_until(lambda: wire.count("down", "PUBLISH") >= before + n, 30, "all is sent to it")
         database.wait_for_waiter(holder)
         wait_until(lambda: all_is_read(wire.port), what="it has read all")
-        writers = daemon.writers()
-        daemon.process.kill()
-        daemon.process.wait()
-        for pid in writers.values():
-            # They would wait for the lock for as long as --flush-timeout.
-            wait_until(lambda: not is_running(pid), 30, "a writer ends")
+        # Its writers wait for the lock for as long as --flush-timeout.
+        daemon.kill()
         holder.rollback()
-
-
-class publish_to:
-    """publish() straight to the broker behind a wire."""
-
-    def __init__(self, wire, some, **how):
-        publisher = Publisher(wire.upstream)
-        publisher.publish(some, **how)
-        publisher.close()
 
 
 # ---- after the death of the supervisor ----
@@ -262,19 +217,12 @@ def test_writers_backends_and_servers_that_die_under_load_store_everything_once(
                         " AND datname = current_database()")
         elif part % 3 == 0:
             table.server.restart("immediate")
-    wait_until(lambda: _answers(table), 60, "the database answers")
+    wait_until(table.answers, 60, "the database answers")
     table.wait_for_rows(8000, 60)
     publisher.publish(messages(10, start=8000))
     table.wait_for_rows(8010, 60)
     assert_once_in_order(table, 8010)
     assert daemon.stop() == 0
-
-
-def _answers(database):
-    try:
-        return database.value("SELECT true")
-    except psycopg.OperationalError:
-        return False
 
 
 @pytest.mark.parametrize("how", ["DELETE FROM ingestd.progress", "DROP TABLE ingestd.progress"])
@@ -551,8 +499,7 @@ def test_without_its_database_and_a_spool_a_start_after_a_kill_leaves_the_broker
         assert daemon.events("mqtt_connected") == []
         daemon.signal(signum)
         daemon.wait()
-    table.server.start()
-    wait_until(lambda: _answers(table), 60, "the database answers")
+    table.start_server()
     daemon = ingestd(broker=wire.url).wait_ready()
     assert daemon.wait_log("stream_closed")["stored"] == "200"
     publish_to(wire, messages(50, start=200))

@@ -4,31 +4,14 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import tempfile
-from pathlib import Path
 
 import pytest
 
-from processes import SANITIZED, is_running, run, wait_until
-from publisher import Publisher, numbered, publish
-from wire import Wire
-
-TOPICS = 7
-
-
-@pytest.fixture
-def table(database):
-    database.create_numbered_table()
-    return database
-
-
-@pytest.fixture
-def wire(broker):
-    wire = Wire(broker.port)
-    yield wire
-    wire.close()
-
+from disks import fill, small_disk
+from processes import SANITIZED, run, wait_until
+from publisher import Publisher, publish
+from sequence import assert_once_in_order, messages, publish_to
+from spoolfile import spooled
 
 @pytest.fixture
 def spooling(broker, ingestd):
@@ -36,22 +19,6 @@ def spooling(broker, ingestd):
     def start(**options):
         return ingestd(**{"spool_after": "300ms", **options})
     return start
-
-
-def messages(n, start=0, pad=""):
-    return numbered(n, topics=TOPICS, start=start, pad=pad)
-
-
-def stored(database):
-    return [n for (n,) in database.query("SELECT (payload->>'n')::int FROM telemetry ORDER BY id")]
-
-
-def assert_once_in_order(database, n):
-    found = stored(database)
-    assert sorted(found) == list(range(n))
-    for topic in range(TOPICS):
-        own = [i for i in found if i % TOPICS == topic]
-        assert own == sorted(own), f"topic {topic} is out of order"
 
 
 def assert_balanced(totals, received):
@@ -63,33 +30,8 @@ def acknowledged(wire, n):
     wait_until(lambda: wire.count("up", "PUBACK") >= n, 30, f"{n} are acknowledged")
 
 
-def table_is_away(database):
-    return not answers(database)
-
-
-def answers(database):
-    try:
-        return database.query("SELECT 1")
-    except Exception:
-        return False
-
-
-def start(server, database):
-    server.start()
-    wait_until(lambda: answers(database), 60, "the database answers")
-
-
 def size(state):
     return sum(p.stat().st_size for p in state.glob("spool.db*"))
-
-
-def spooled_on_disk(state):
-    """The daemon has the file for itself: a copy is read."""
-    with tempfile.TemporaryDirectory() as copy:
-        for part in ("spool.db", "spool.db-wal"):
-            shutil.copy(state / part, copy)
-        with contextlib.closing(sqlite3.connect(Path(copy) / "spool.db")) as c:
-            return c.execute("SELECT coalesce(sum(count), 0) FROM spool").fetchone()[0]
 
 
 @pytest.fixture
@@ -109,7 +51,7 @@ def test_an_outage_costs_nothing_and_the_broker_is_rid_of_its_messages(broker, t
     daemon.wait_log("spooling", phase="begins")
     acknowledged(wire, 21000)
     assert size(state) > 500_000
-    start(table.server, table)
+    table.start_server()
     publish(broker, messages(1000, start=21000))
     table.wait_for_rows(22000, 60)
     daemon.wait_log("spooling", 30, phase="ends")
@@ -152,7 +94,7 @@ def test_without_a_database_a_start_takes_messages_in_and_a_stop_keeps_them(brok
         acknowledged(wire, 4000 + 1000 * run)
         assert daemon.stop() == 0
         assert daemon.totals()["spooled"] == 4000 + 1000 * run
-    start(table.server, table)
+    table.start_server()
     daemon = spooling(broker=wire.url, writers=4).wait_ready(4)
     publish(broker, messages(1000, start=5000))
     table.wait_for_rows(6000)
@@ -170,7 +112,7 @@ def test_a_stop_with_the_database_away_spools_what_is_left(broker, table, ingest
     assert daemon.stop() == 0
     totals = daemon.totals()
     assert totals["spooled"] == totals["received"] > 0 and totals["unacknowledged"] == 0
-    start(table.server, table)
+    table.start_server()
     daemon = ingestd(broker=wire.url).wait_ready()
     table.wait_for_rows(500)
     assert daemon.stop() == 0
@@ -181,10 +123,10 @@ def test_qos_0_survives_a_stop_without_a_database(broker, table, spooling, state
     daemon = spooling().wait_ready()
     table.server.stop()
     publish(broker, messages(1000), qos=0)
-    wait_until(lambda: (state / "spool.db-wal").exists() and spooled_on_disk(state) == 1000, 30, "all is in the spool")
+    wait_until(lambda: (state / "spool.db-wal").exists() and spooled(state) == 1000, 30, "all is in the spool")
     assert daemon.stop() == 0
     assert daemon.totals()["spooled"] == 1000
-    start(table.server, table)
+    table.start_server()
     daemon = spooling().wait_ready()
     table.wait_for_rows(1000)
     assert daemon.stop() == 0
@@ -223,11 +165,11 @@ def test_a_supervisor_killed_while_spooling_loses_nothing_and_stores_nothing_twi
     wire.stall("up")
     publish(broker, messages(1000, start=4000))
     wait_until(lambda: wire.count("down", "PUBLISH") >= 5000, 30, "all is sent to it")
-    wait_until(lambda: spooled_on_disk(state) >= 4000, 30, "all is in the spool")
+    wait_until(lambda: spooled(state) >= 4000, 30, "all is in the spool")
     daemon.kill()
     wire.cut()
     wire.flow()
-    start(table.server, table)
+    table.start_server()
     daemon = spooling(broker=wire.url, writers=after).wait_ready(after)
     publish(broker, messages(500, start=5000))
     table.wait_for_rows(5500)
@@ -242,7 +184,7 @@ def test_a_supervisor_killed_while_draining_stores_everything_once(broker, table
     total = 20000
     publish(broker, messages(total))
     acknowledged(wire, total)
-    start(table.server, table)
+    table.start_server()
     for wanted in (500, 4000, 9000):
         table.wait_for_rows(wanted, 60)
         daemon.kill()
@@ -262,7 +204,7 @@ def test_writers_killed_while_draining_store_everything_once(broker, table, spoo
     daemon.wait_log("mqtt_subscribed")
     publish(broker, messages(20000))
     acknowledged(wire, 20000)
-    start(table.server, table)
+    table.start_server()
     for wanted in (500, 6000, 12000):
         table.wait_for_rows(wanted, 60)
         for pid in daemon.writers().values():
@@ -282,11 +224,11 @@ def test_an_outage_in_the_middle_of_draining_is_one_more(broker, table, spooling
     publish(broker, messages(10000))
     acknowledged(wire, 10000)
     for wanted in (500, 4000):
-        start(table.server, table)
+        table.start_server()
         table.wait_for_rows(wanted, 60)
         table.server.stop("immediate")
         publish(broker, messages(1000, start=10000 if wanted == 500 else 11000))
-    start(table.server, table)
+    table.start_server()
     table.wait_for_rows(12000, 60)
     daemon.wait_log("spooling", 30, phase="ends")
     assert daemon.stop() == 0
@@ -304,20 +246,10 @@ def in_doubt(table, wire, daemon, committed, open_):
         publish_to(wire, messages(open_, start=committed))
         wait_until(lambda: wire.count("down", "PUBLISH") >= committed + open_, 30, "all is sent to it")
         table.wait_for_waiter(holder)
-        writers = daemon.writers()
-        daemon.process.kill()
-        daemon.process.wait()
-        for pid in writers.values():
-            wait_until(lambda: not is_running(pid), 30, "a writer ends")
+        daemon.kill()
         holder.rollback()
     wire.cut()
     wire.flow()
-
-
-def publish_to(wire, some):
-    publisher = Publisher(wire.upstream)
-    publisher.publish(some)
-    publisher.close()
 
 
 @pytest.mark.parametrize("kills", [0, 1, 3])
@@ -340,7 +272,7 @@ def test_without_a_database_a_start_after_a_kill_takes_in_what_is_in_doubt_and_s
         # Not all of it gets through before the next death.
         wait_until(lambda: wire.count("up", "PUBACK") > sent, 30, "some is acknowledged")
         daemon.kill()
-    start(table.server, table)
+    table.start_server()
     table.wait_for_rows(total, 60)
     daemon.wait_log("spooling", 30, phase="ends")
     assert daemon.stop() == 0
@@ -356,11 +288,11 @@ def test_what_is_in_doubt_survives_a_stop_without_a_database(broker, table, inge
         daemon = spooling(broker=wire.url)
         daemon.wait_log("mqtt_subscribed")
         publish_to(wire, messages(100, start=500 + 100 * run_))
-        wait_until(lambda: spooled_on_disk(state) == 600 + 100 * run_, 30, "all is in the spool")
+        wait_until(lambda: spooled(state) == 600 + 100 * run_, 30, "all is in the spool")
         assert daemon.stop() == 0
         # The two hundred that are committed count as spooled as well: nobody knows.
         assert_balanced(daemon.totals(), 600 + 100 * run_)
-    start(table.server, table)
+    table.start_server()
     daemon = spooling(broker=wire.url, writers=3).wait_ready(3)
     table.wait_for_rows(700, 60)
     daemon.wait_log("spooling", 30, phase="ends")
@@ -382,7 +314,7 @@ def test_at_its_limit_the_spool_stops_the_reading_and_says_so_once(broker, table
     publisher.publish(messages(4000, start=2000, pad="x" * 1000))
     seen = wire.count("up", "PUBACK")
     assert seen < 6000
-    start(table.server, table)
+    table.start_server()
     table.wait_for_rows(6000, 60)
     daemon.wait_log("spool_full", phase="ends")
     assert len(daemon.events("spool_full", phase="begins")) < 10
@@ -398,7 +330,7 @@ def test_without_a_spool_nothing_is_acknowledged_while_the_database_is_away(brok
     daemon.wait_log("gate_waiting", 20)
     assert wire.count("up", "PUBACK") == 0
     assert daemon.stop() == 75
-    start(table.server, table)
+    table.start_server()
     daemon = spooling(broker=wire.url, spool_limit=0).wait_ready()
     table.wait_for_rows(100)
     assert daemon.stop() == 0
@@ -412,7 +344,7 @@ def test_what_is_in_the_spool_is_stored_though_it_is_turned_off_now(broker, tabl
     publish(broker, messages(100))
     acknowledged(wire, 100)
     assert daemon.stop() == 0
-    start(table.server, table)
+    table.start_server()
     daemon = spooling(broker=wire.url, spool_limit=0).wait_ready()
     publish(broker, messages(100, start=100))
     table.wait_for_rows(200)
@@ -462,7 +394,7 @@ def truncated(path):
 def test_a_spool_that_cannot_be_read_is_put_aside_as_it_is_and_said(broker, table, spooling, left, harm):
     harm(left)
     before = left.read_bytes()
-    start(table.server, table)
+    table.start_server()
     daemon = spooling()
     said = daemon.wait_log("spool_put_aside")
     assert said.level == "error" and "not stored" in said["next"]
@@ -487,7 +419,7 @@ def test_one_row_that_cannot_be_understood_costs_itself_only_and_is_kept(broker,
         row, lost = c.execute("SELECT id, count FROM spool ORDER BY id LIMIT 1").fetchone()
         c.execute("UPDATE spool SET records = randomblob(length(records)) WHERE id = ?", (row,))
         c.commit()
-    start(table.server, table)
+    table.start_server()
     daemon = spooling().wait_ready()
     said = daemon.wait_log("spool_row_unreadable")
     assert (said.level, said["records"]) == ("error", str(lost))
@@ -500,36 +432,12 @@ def test_one_row_that_cannot_be_understood_costs_itself_only_and_is_kept(broker,
 
 
 def test_the_spool_of_another_client_id_is_said_and_stored(broker, table, spooling, left):
-    start(table.server, table)
+    table.start_server()
     daemon = spooling(client_id="another").wait_ready()
     assert daemon.wait_log("spool_of_another_client")["is"] == "another"
     table.wait_for_rows(1000)
     assert daemon.stop() == 0
     assert_once_in_order(table, 1000)
-
-
-@contextlib.contextmanager
-def small_disk(path, size):
-    path.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(path)], capture_output=True,
-                          text=True)
-    if done.returncode != 0:
-        pytest.skip(f"cannot mount here: {done.stderr.strip()}")
-    try:
-        yield
-    finally:
-        run("umount", "--lazy", path)
-
-
-def fill(path):
-    """Takes all the room that is left on the file system of a directory. Returns the file that does."""
-    filler = path / "filler"
-    with open(filler, "wb", buffering=0) as f:
-        for size in (1 << 16, 1 << 12, 1):
-            with contextlib.suppress(OSError):
-                while True:
-                    f.write(bytes(size))
-    return filler
 
 
 def test_the_spool_leaves_room_on_its_disk_and_drains_from_there(broker, table, spooling, wire, state):
@@ -546,7 +454,7 @@ def test_the_spool_leaves_room_on_its_disk_and_drains_from_there(broker, table, 
         assert daemon.stop() == 0
         spooled = daemon.totals()["spooled"]
         assert 0 < spooled < n
-        start(table.server, table)
+        table.start_server()
         daemon = spooling(broker=wire.url).wait_ready()
         table.wait_for_rows(n, 60)
         daemon.wait_log("spooling", 30, phase="ends")
@@ -569,7 +477,7 @@ def test_on_a_disk_that_somebody_else_fills_nothing_is_acknowledged_that_is_not_
         publish(broker, messages(n - 1000, start=1000, pad="x" * 10000))
         wait_until(lambda: daemon.events("spool_failed") or daemon.events("state_not_written"), 30, "it is noticed")
         assert wire.count("up", "PUBACK") < n
-        start(table.server, table)
+        table.start_server()
         # What is in the spool need not wait for room.
         table.wait_for_rows(1000, 60)
         filler.unlink()
@@ -580,6 +488,10 @@ def test_on_a_disk_that_somebody_else_fills_nothing_is_acknowledged_that_is_not_
 
 # The spool may not grow, while state.db, which is smaller, may.
 SMALL_FILES = ("sh", "-c", "trap '' XFSZ; ulimit -S -f 24000; exec \"$@\"", "sh")
+
+
+def make_room(daemon):
+    run("prlimit", "--pid", daemon.pid, "--fsize=unlimited:unlimited")
 
 
 @pytest.mark.parametrize("way_out", ["room", "database"])
@@ -594,14 +506,16 @@ def test_a_spool_that_cannot_be_written_stops_the_acknowledging_until_there_is_r
     assert failed.level == "error" and "not acknowledged" in failed["next"] and len(failed["reason"]) > 5
     assert wire.count("up", "PUBACK") < n
     if way_out == "room":
-        run("prlimit", "--pid", daemon.pid, "--fsize=unlimited:unlimited")
+        make_room(daemon)
         daemon.wait_log("spool_recovered", 30)
         acknowledged(wire, n)
-        assert table_is_away(table)
-    start(table.server, table)
+        assert not table.answers()
+    table.start_server()
     table.wait_for_rows(n, 60)
-    daemon.wait_log("spooling", 30, phase="ends")
     wait_until(lambda: wire.count("up", "PUBACK") == n, 30, "all is acknowledged")
+    # To remove what got into it takes room as well.
+    make_room(daemon)
+    daemon.wait_log("spooling", 30, phase="ends")
     assert daemon.stop() == 0
     assert_once_in_order(table, n)
 
@@ -617,7 +531,7 @@ def test_a_spool_that_stays_unwritable_ends_a_stop_with_74_and_leaves_the_rest_a
     assert daemon.stop() == 74
     totals = daemon.totals()
     assert 0 < totals["unacknowledged"] and totals["received"] == totals["spooled"] + totals["unacknowledged"]
-    start(table.server, table)
+    table.start_server()
     daemon = spooling(broker=wire.url).wait_ready()
     table.wait_for_rows(n, 60)
     assert daemon.stop() == 0

@@ -4,10 +4,9 @@ import os
 import pytest
 
 import daemon as daemon_module
-from processes import ROOT, SANITIZED, is_running, wait_until
+from processes import ROOT, SANITIZED, wait_until
 from publisher import Publisher
-from test_spool import (acknowledged, assert_once_in_order, messages, publish_to, spooling, start,  # noqa: F401
-                        table, wire)
+from sequence import assert_once_in_order, messages, publish_to
 
 failing = pytest.mark.skipif(SANITIZED, reason="one build with failpoints is enough")
 
@@ -22,11 +21,7 @@ def kill_with_commits_held_up(table, wire, daemon, holder, n):
     publish_to(wire, messages(n))
     wait_until(lambda: wire.count("down", "PUBLISH") >= n, 30, "all is sent to it")
     table.wait_for_waiter(holder)
-    writers = daemon.writers()
-    daemon.process.kill()
-    daemon.process.wait()
-    for pid in writers.values():
-        wait_until(lambda: not is_running(pid), 30, "a writer ends")
+    daemon.kill()
 
 
 @failing
@@ -54,27 +49,27 @@ def test_a_stop_that_cannot_write_the_list_spools_nothing_that_comes_again(broke
     publish_to(wire, messages(100))
     daemon.wait_log("state_not_written", 20)
     assert daemon.stop() == 75
-    start(table.server, table)
+    table.start_server()
     daemon = ingestd(broker=wire.url).wait_ready()
     table.wait_for_rows(100)
     assert daemon.stop() == 0
     assert_once_in_order(table, 100)
 
 
-def test_what_is_safe_in_the_spool_does_not_fill_the_queue(broker, table, spooling, wire):
-    daemon = spooling(broker=wire.url, queue_bytes="1MiB").wait_ready()
+def test_what_is_safe_in_the_spool_does_not_fill_the_queue(broker, table, ingestd, wire):
+    daemon = ingestd(broker=wire.url, spool_after="300ms", queue_bytes="1MiB").wait_ready()
     table.server.stop()
     Publisher(broker.port).publish(messages(5000, pad="x" * 1000))
-    acknowledged(wire, 5000)
-    start(table.server, table)
+    wait_until(lambda: wire.count("up", "PUBACK") >= 5000, 30, "all is acknowledged")
+    table.start_server()
     table.wait_for_rows(5000, 60)
     assert daemon.stop() == 0
     assert_once_in_order(table, 5000)
 
 
 @failing
-def test_a_spool_that_cannot_be_written_is_not_called_empty(broker, table, spooling, wire, failpoints):
-    daemon = spooling(broker=wire.url, env={"INGESTD_FAILPOINT": "before_spool_is_synced:error"}).wait_ready()
+def test_a_spool_that_cannot_be_written_is_not_called_empty(broker, table, ingestd, wire, failpoints):
+    daemon = ingestd(broker=wire.url, spool_after="300ms", env={"INGESTD_FAILPOINT": "before_spool_is_synced:error"}).wait_ready()
     with table.locked() as holder:
         publish_to(wire, messages(100))
         table.wait_for_waiter(holder)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from disks import fill, mounted
 from processes import run, wait_until
 from publisher import Publisher, numbered, publish
 from wire import Wire
@@ -140,36 +141,12 @@ def test_a_directory_in_its_place_ends_it_with_73(ingestd, state):
     assert daemon.wait_log("state_dir_unusable")["file"] == "state.db"
 
 
-@contextlib.contextmanager
-def mounted(path, *options):
-    """A mount at the path, or a skip where that is not allowed."""
-    done = subprocess.run(["mount", *options, str(path)], capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"cannot mount here: {done.stderr.strip()}")
-    try:
-        yield
-    finally:
-        # Lazily: of a test that has failed there is an ingestd left, which the fixture ends later.
-        run("umount", "--lazy", path)
-
-
 def test_a_file_on_a_read_only_file_system_ends_it_with_73(ingestd, left):
     with mounted(left.parent, "--bind", str(left.parent)):
         run("mount", "-o", "remount,bind,ro", left.parent)
         daemon = ingestd(client_id="left")
         assert daemon.process.wait(20) == CANNOT_CREATE
         assert daemon.wait_log("state_dir_unusable")
-
-
-def fill(path):
-    """Takes all the room that is left on the file system of a directory. Returns the file that does."""
-    filler = path / "filler"
-    with open(filler, "wb", buffering=0) as f:
-        for size in (1 << 16, 1 << 12, 1):
-            with contextlib.suppress(OSError):
-                while True:
-                    f.write(bytes(size))
-    return filler
 
 
 def test_a_full_disk_at_the_start_ends_it_with_73(ingestd, state):

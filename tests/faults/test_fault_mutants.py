@@ -112,11 +112,20 @@ def try_it(build, schedule, home):
     return json.loads(results.read_text()), trial.stdout
 
 
+# What a kill finds half done is not the same each time: a mutant that gets away is chased again.
+CHASES = 4
+
+
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_mutant_is_convicted_by_its_column(name, tmp_path):
     path, piece, instead, schedule, columns = MUTANTS[name]
     if DIRECTED[schedule].disk and not small_disk.can_be_had():
         pytest.skip("no disk that could be filled: that takes root and a mount")
-    outcome, output = try_it(build_mutant(tmp_path, path, piece, instead), schedule, tmp_path)
-    assert {c for c in COLUMNS if outcome["verdict"][c]} == columns, f"{name}:\n{output}"
+    build = build_mutant(tmp_path, path, piece, instead)
+    for _ in range(CHASES):
+        outcome, output = try_it(build, schedule, tmp_path)
+        found = {c for c in COLUMNS if outcome["verdict"][c]}
+        if found or outcome["complaints"]:
+            break
+    assert found == columns, f"{name}:\n{output}"
     assert columns or outcome["complaints"], f"{name}:\n{output}"

@@ -6,16 +6,17 @@ CFLAGS ?= -O2 -g
 LDFLAGS ?=
 SANITIZE ?=
 FAILPOINTS ?=
+MQTT_SOCKET_BUFFER ?= 1
 comma := ,
 
-BUILD := build$(if $(SANITIZE),-$(subst $(comma),-,$(SANITIZE)))$(if $(FAILPOINTS),.failpoints)
+BUILD := build$(if $(SANITIZE),-$(subst $(comma),-,$(SANITIZE)))$(if $(FAILPOINTS),.failpoints)$(if $(filter 0,$(MQTT_SOCKET_BUFFER)),.unbuffered)
 VERSION := 0.1.0
 
 WARN := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith
 ALL_CFLAGS := -std=gnu17 $(WARN) -MMD -MP -D_GNU_SOURCE -DVERSION='"$(VERSION)"' -Icommon \
     -Isupervisor -Iworker -I/usr/include/postgresql \
     $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer) \
-    $(if $(FAILPOINTS),-DFAILPOINTS) $(CFLAGS)
+    $(if $(FAILPOINTS),-DFAILPOINTS) -DMQTT_SOCKET_BUFFER=$(MQTT_SOCKET_BUFFER) $(CFLAGS)
 ALL_LDFLAGS := $(if $(SANITIZE),-fsanitize=$(SANITIZE)) -Wl,--as-needed $(LDFLAGS)
 
 SUPERVISOR_LIBS := -lmosquitto -lmsgpackc -lxxhash -luuid -lssl -lsqlite3 -lbsd
@@ -50,7 +51,8 @@ programs-for-tests: all $(UNIT_TESTS) $(BUILD)/unit/payload_verdict
 check: ## install what is missing, build, run all tests
 	tests/install-dependencies check
 	$(MAKE) programs-for-tests
-	$(MAKE) FAILPOINTS=1 all
+	$(if $(SANITIZE),,$(MAKE) FAILPOINTS=1 all)
+	$(if $(SANITIZE),,$(MAKE) MQTT_SOCKET_BUFFER=0 all)
 	BUILD=$(BUILD) tests/run
 
 demo: ## install what is missing, build, show ingestd at work on private servers

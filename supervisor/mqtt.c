@@ -23,6 +23,7 @@
 #include "mqtt_connect.h"
 #include "mqtt_events.h"
 #include "mqtt_leave.h"
+#include "mqtt_socket.h"
 #include "mqtt_subscribe.h"
 #include "mqtt_wire.h"
 
@@ -33,11 +34,18 @@
 #define READ_BURST 1024
 /* ---- reading and writing ---- */
 
+static bool
+is_half_written(const struct mqtt *m)
+{
+	return mosquitto_want_write(m->mosq) || mqtt_socket_unsent();
+}
+
 /* Writes out libmosquitto's whole queue, PUBACKs and all. Only gate_may_flush() may let it. */
 static void
 flush(struct mqtt *m)
 {
 	int fd = mosquitto_socket(m->mosq), rc;
+	bool cork = !mqtt_socket_is_buffered();
 
 	if (m->gate.held > 0 && FAILPOINT("before_ack")) {
 		mqtt_lose(m, MOSQ_ERR_CONN_LOST);
@@ -47,9 +55,10 @@ flush(struct mqtt *m)
 		mqtt_ask_for_proof(m);
 	/* From here on an acknowledgement may have left, whatever becomes of the rest. */
 	resume_flushed(m->resume);
-	mqtt_wire_cork(fd, 1);
+	if (cork)
+		mqtt_wire_cork(fd, 1);
 	errno = 0;
-	rc = mosquitto_loop_write(m->mosq, 1);
+	rc = mqtt_socket_write(m->mosq);
 	if (rc != MOSQ_ERR_SUCCESS || m->lost) {
 		mqtt_lose(m, rc);
 		return;
@@ -58,13 +67,19 @@ flush(struct mqtt *m)
 		mqtt_lose(m, MOSQ_ERR_CONN_LOST);
 		return;
 	}
-	mqtt_wire_cork(fd, 0);
+	if (cork)
+		mqtt_wire_cork(fd, 0);
+	rc = mqtt_socket_flush();
+	if (rc != MOSQ_ERR_SUCCESS) {
+		mqtt_lose(m, rc);
+		return;
+	}
 	if (m->gate.held > 0 && FAILPOINT("after_ack")) {
 		mqtt_lose(m, MOSQ_ERR_CONN_LOST);
 		return;
 	}
 	m->last_out = m->now;
-	m->gate.flushing = mosquitto_want_write(m->mosq);
+	m->gate.flushing = is_half_written(m);
 	if (!m->gate.flushing) {
 		if (m->gate.held > 0)
 			log_debug("acknowledged", LOG_U("messages", m->gate.held));
@@ -80,7 +95,7 @@ read_packets(struct mqtt *m, const struct gate_view *view)
 
 	for (i = 0; i < READ_BURST; i++) {
 		errno = 0;
-		rc = mosquitto_loop_read(m->mosq, 1);
+		rc = mqtt_socket_read(m->mosq);
 		if (rc != MOSQ_ERR_SUCCESS || m->lost) {
 			mqtt_lose(m, rc);
 			return;
@@ -115,7 +130,9 @@ go_on_connecting(struct mqtt *m, short revents, const struct gate_view *view)
 			return;
 	}
 	errno = 0;
-	rc = mosquitto_loop_write(m->mosq, 1);
+	rc = mqtt_socket_write(m->mosq);
+	if (rc == MOSQ_ERR_SUCCESS && !m->lost)
+		rc = mqtt_socket_flush();
 	if (rc != MOSQ_ERR_SUCCESS || m->lost)
 		mqtt_lose(m, rc);
 }
@@ -167,6 +184,8 @@ mqtt_prepare(struct mqtt *m, struct pollfd *p, const struct gate_view *view)
 	case MQTT_CONNECTING:
 		p->fd = mosquitto_socket(m->mosq);
 		p->events = m->tcp_up ? POLLIN : POLLOUT;
+		if (m->tcp_up && is_half_written(m))
+			p->events |= POLLOUT;
 		break;
 	case MQTT_OPEN:
 		p->fd = mosquitto_socket(m->mosq);
@@ -221,7 +240,8 @@ mqtt_dispatch(struct mqtt *m, short revents, const struct gate_view *view)
 		m->full = false;
 		/* Asked again: mqtt_gate() may have begun a flush since poll(2) was told to read.
 		 */
-		if (m->reading && revents != 0 && gate_may_read(&m->gate, view))
+		if (m->reading && (revents != 0 || mqtt_socket_readable()) &&
+		    gate_may_read(&m->gate, view))
 			read_packets(m, view);
 		else if ((revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0)
 			mqtt_lose(m, MOSQ_ERR_CONN_LOST);
@@ -259,8 +279,10 @@ mqtt_deadline(const struct mqtt *m)
 	case MQTT_CONNECTING:
 	case MQTT_PARTING:
 	case MQTT_LEAVING:
-		return m->deadline;
+		return m->state == MQTT_PARTING && mqtt_socket_readable() ? m->now : m->deadline;
 	case MQTT_OPEN:
+		if (m->reading && mqtt_socket_readable())
+			return m->now;
 		/* Not --ack-interval: the gate looks at it whenever there is something to read. */
 		return m->misc_at;
 	default:

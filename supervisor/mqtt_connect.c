@@ -16,6 +16,7 @@
 #include "clock.h"
 #include "log.h"
 #include "mqtt_events.h"
+#include "mqtt_socket.h"
 #include "mqtt_subscribe.h"
 
 #define CONNECT_TIMEOUT (10 * CLOCK_SECOND)
@@ -106,6 +107,7 @@ mqtt_forget_connection(struct mqtt *m)
 	if (m->mosq != NULL)
 		mosquitto_destroy(m->mosq);
 	m->mosq = NULL;
+	mqtt_socket_end();
 	if (m->state == MQTT_OPEN || m->state == MQTT_PARTING || m->state == MQTT_LEAVING)
 		m->unacknowledged = m->gate.held + resume_outstanding(m->resume);
 	gate_reset(&m->gate);
@@ -178,6 +180,9 @@ mqtt_lose(struct mqtt *m, int rc)
 	char why[sizeof(m->why)];
 	int64_t pause;
 
+	/* What libmosquitto makes of an end of file in the middle of a packet. */
+	if (rc == MOSQ_ERR_ERRNO && errno == 0)
+		rc = MOSQ_ERR_CONN_LOST;
 	/* What OpenSSL makes of a peer that speaks no TLS; a bad certificate says so itself. */
 	if (m->cfg->url.tls && !open &&
 	    (strstr(m->why, "unexpected eof") != NULL || strstr(m->why, "wrong version") != NULL)) {
@@ -294,4 +299,6 @@ mqtt_dial(struct mqtt *m)
 	    m->mosq, host, m->cfg->url.port, MQTT_KEEPALIVE_SECONDS, bind);
 	if (rc > 0)
 		mqtt_lose(m, rc);
+	else
+		mqtt_socket_begin(mosquitto_socket(m->mosq));
 }

@@ -18,6 +18,7 @@
 #include "failpoint.h"
 #include "log.h"
 #include "mqtt_limits.h"
+#include "mqtt_socket.h"
 #include "mqtt_subscribe.h"
 
 /* What is kept of a payload that is over --payload-limit. */
@@ -120,6 +121,12 @@ on_connack(struct mosquitto *mosq, void *arg, int rc, int flags, const mosquitto
 		    LOG_S("reason",
 			"the broker keeps our session for less time than --session-expiry"));
 	mqtt_limits_tell(m, props);
+	if (!mqtt_socket_is_buffered())
+		log_debug("mqtt_socket_unbuffered",
+		    LOG_S("reason",
+			"libmosquitto's read and write do not come by mqtt_socket.c: built without "
+			"it, or libmosquitto binds them otherwise"),
+		    LOG_S("next", "going on; each message costs some system calls more"));
 	m->lost = FAILPOINT("after_connack");
 	resume_connected(m->resume, present);
 	if (m->had_session && !present)

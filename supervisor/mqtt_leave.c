@@ -19,6 +19,7 @@
 #include "clock.h"
 #include "failpoint.h"
 #include "mqtt_connect.h"
+#include "mqtt_socket.h"
 #include "mqtt_subscribe.h"
 #include "mqtt_wire.h"
 
@@ -119,9 +120,10 @@ go_on_parting(struct mqtt *m, short revents)
 		return;
 	}
 	/* OpenSSL may hold more than poll(2) knows of: until EAGAIN. */
-	for (errno = 0; (revents & ~POLLOUT) != 0 && m->state == MQTT_PARTING && errno != EAGAIN;) {
+	for (errno = 0; ((revents & ~POLLOUT) != 0 || mqtt_socket_readable()) &&
+	     m->state == MQTT_PARTING && errno != EAGAIN;) {
 		errno = 0;
-		rc = mosquitto_loop_read(m->mosq, 1);
+		rc = mqtt_socket_read(m->mosq);
 		if (rc != MOSQ_ERR_SUCCESS || m->lost) {
 			mqtt_abandon(m);
 			return;
@@ -165,7 +167,8 @@ mqtt_leave_prepare(const struct mqtt *m, struct pollfd *p)
 void
 mqtt_leave_dispatch(struct mqtt *m, short revents)
 {
-	if (m->state == MQTT_PARTING && (revents != 0 || m->now >= m->deadline))
+	if (m->state == MQTT_PARTING &&
+	    (revents != 0 || mqtt_socket_readable() || m->now >= m->deadline))
 		go_on_parting(m, revents);
 	else if (m->state == MQTT_LEAVING && revents != 0)
 		go_on_leaving(m);

@@ -7,7 +7,6 @@ and says so. That the same schedules pass with the intact program is in test_fau
 """
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,13 +17,11 @@ import directed_spool  # noqa: F401 it fills the table
 import small_disk
 from directed import DIRECTED
 from ledger import COLUMNS
-from processes import BUILD, ROOT, SANITIZED, die_with_parent
+from mutants import build_mutant
+from processes import SANITIZED, die_with_parent
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(SANITIZED, reason="one build of each mutant is enough")]
 
-# The tree that is mutated, if not this one.
-TREE = Path(os.environ.get("TREE", ROOT))
-SOURCES = ["Makefile", "common", "supervisor", "worker"]
 RUN = Path(__file__).with_name("run")
 
 # name: (file, what stands there, what stands there in the mutant, the schedule, the columns it must be found in; the
@@ -81,23 +78,6 @@ MUTANTS = {
         "supervisor/shutdown.c", "spooling_is_empty(s)", "spooling_count(s) == 0",
         "stopped_with_what_is_stored_still_in_the_spool", {"duplicated"}),
 }
-
-
-def build_mutant(home, path, piece, instead):
-    """The intact objects come along, so that make has one file to compile."""
-    for source in SOURCES:
-        copy = shutil.copytree if (TREE / source).is_dir() else shutil.copy2
-        copy(TREE / source, home / source)
-    for objects in ("common", "supervisor", "worker"):
-        if (BUILD / objects).is_dir():
-            shutil.copytree(BUILD / objects, home / "build" / objects)
-    text = (home / path).read_text()
-    assert text.count(piece) == 1, f"the mutant does not fit {path} any more: look at it again"
-    (home / path).write_text(text.replace(piece, instead))
-    done = subprocess.run(["make", "-s", "all", "CFLAGS=-O1 -Wno-error"], cwd=home, capture_output=True, text=True,
-                          timeout=300)
-    assert done.returncode == 0, done.stderr
-    return home / "build"
 
 
 def try_it(build, schedule, home):

@@ -12,9 +12,8 @@ import socket
 import struct
 import termios
 import threading
-from pathlib import Path
 
-from processes import free_port
+from processes import free_port, unread_bytes
 
 CHUNK = 1 << 16
 DIRECTIONS = ("up", "down")
@@ -126,11 +125,7 @@ class Toxic:
         return self._do(self._nothing_on_its_way)
 
     def _nothing_on_its_way(self):
-        waiting = {}
-        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-            fields = line.split()
-            ports = tuple(int(address.rpartition(":")[2], 16) for address in fields[1:3])
-            waiting[ports] = int(fields[4].partition(":")[2], 16)
+        waiting = unread_bytes()
         return all(not link.flows[1].held and _unsent(link.client) == 0 and
                    waiting.get((link.client.getpeername()[1], self.port), 0) == 0 for link in self._links)
 

@@ -62,6 +62,14 @@ class Broker:
     def url(self):
         return f"mqtt://127.0.0.1:{self.port}"
 
+    def also_plain(self):
+        """Gives a broker with tls=True a listener without as well, and returns its port."""
+        port = free_port()
+        lines = self.config.read_text().replace("allow_anonymous true\n", "")
+        self.config.write_text(lines + f"listener {port} 127.0.0.1\nallow_anonymous true\n")
+        self.restart()
+        return port
+
     def start(self):
         log = open(self.home / "stderr", "ab")
         self.process = subprocess.Popen([MOSQUITTO, "-c", str(self.config)], stdin=subprocess.DEVNULL,

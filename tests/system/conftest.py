@@ -82,9 +82,8 @@ def ingestd(request, tmp_path):
         defaults["database"] = request.getfixturevalue("database").dsn
     started = []
 
-    def start(*arguments, env=None, read_log=True, prefix=(), **options):
-        started.append(daemon_module.Ingestd(*arguments, env=env, read_log=read_log, prefix=prefix,
-                                             **{**defaults, **options}))
+    def start(*arguments, **options):
+        started.append(daemon_module.Ingestd(*arguments, **{**defaults, **options}))
         return started[-1]
 
     yield start

@@ -38,8 +38,8 @@ class Ingestd:
     a library's own words, a torn line.
     """
 
-    def __init__(self, *arguments, env=None, read_log=True, prefix=(), **named):
-        command = [*prefix, str(PROGRAM), *arguments, *options(**named)]
+    def __init__(self, *arguments, env=None, read_log=True, prefix=(), program=PROGRAM, **named):
+        command = [*prefix, str(program), *arguments, *options(**named)]
         self.arguments = command
         self.strange = []
         self._events = []
@@ -180,6 +180,6 @@ class Ingestd:
     def _is_writer(pid):
         # The number may have been given to somebody else by now.
         try:
-            return os.readlink(f"/proc/{pid}/exe").startswith(str(WRITER))
+            return os.path.basename(os.readlink(f"/proc/{pid}/exe")).startswith(WRITER.name)
         except OSError:
             return False

@@ -4,7 +4,7 @@ import socket
 import struct
 import termios
 
-from processes import wait_until
+from processes import unread_bytes, wait_until
 
 # linux/sockios.h: bytes that the peer's kernel has not acknowledged.
 SIOCOUTQ = termios.TIOCOUTQ
@@ -81,6 +81,22 @@ class FakeBroker:
         self.client.sendall(data)
         wait_until(lambda: struct.unpack("i", fcntl.ioctl(self.client, SIOCOUTQ, b"\0\0\0\0"))[0] == 0, 60,
                    "all is sent")
+
+    def unread(self):
+        """Bytes that ingestd's kernel has and ingestd has not read."""
+        ports = self.client.getpeername()[1], self.client.getsockname()[1]
+        return unread_bytes().get(ports, 0)
+
+    def send_bytewise(self, data):
+        """Every byte in a segment of its own, each read before the next is sent or not."""
+        self.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for i in range(len(data)):
+            self.client.sendall(data[i:i + 1])
+
+    def reset(self):
+        """Ends the connection by RST."""
+        self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.client.close()
 
     def close(self):
         self.client.close()

@@ -143,6 +143,16 @@ def children_of(pid):
     return found
 
 
+def unread_bytes():
+    """{(local port, remote port): bytes} that wait for their reader in the TCP sockets of this machine."""
+    waiting = {}
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        ports = tuple(int(address.rpartition(":")[2], 16) for address in fields[1:3])
+        waiting[ports] = int(fields[4].partition(":")[2], 16)
+    return waiting
+
+
 def memory_of(pid):
     """Resident memory in bytes, without pages that are shared with others."""
     status = read_proc(pid, "smaps_rollup") or ""

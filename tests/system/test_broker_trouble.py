@@ -160,11 +160,7 @@ def test_a_certificate_that_nobody_trusts_is_refused(make_broker, database, inge
 @pytest.mark.slow
 def test_over_tls_nothing_stays_behind_in_the_library_s_buffer(make_broker, database, ingestd):
     broker = make_broker(tls=True)
-    plain = broker.config.read_text().replace("allow_anonymous true", "")
-    from processes import free_port
-    port = free_port()
-    broker.config.write_text(plain + f"listener {port} 127.0.0.1\nallow_anonymous true\n")
-    broker.restart()
+    port = broker.also_plain()
     daemon = ingestd(broker=f"mqtts://localhost:{broker.port}", env={"SSL_CERT_FILE": broker.certificate})
     daemon.wait_ready()
     broker.port = port

@@ -134,6 +134,19 @@ shutdown_hurry(struct service *s, const char *reason)
 		kill_writers(s, reason);
 }
 
+/* Of what the broker has confirmed nothing is left in the list either. */
+static void
+save_last(struct service *s)
+{
+	if (s->resume.head == s->resume.tail)
+		s->resume.cut = true;
+	if (FAILPOINT("after_writers_are_gone") || store_save(&s->store, &s->resume) == -1 ||
+	    store_sync(&s->store) == -1)
+		log_warn("state_not_written", LOG_S("state_dir", s->cfg->state_dir),
+		    LOG_S("reason", s->store.file.why),
+		    LOG_S("next", "the next start asks the database what it needs not ask"));
+}
+
 static void
 finish(struct service *s)
 {
@@ -163,17 +176,10 @@ finish(struct service *s)
 			"QoS 0 does not come again"));
 	if (s->exit_status == 0 && (unacknowledged > 0 || in_flight > 0))
 		s->exit_status = s->spool_failed != 0 && in_flight > 0 ? EX_IOERR : EX_TEMPFAIL;
+	save_last(s);
 	log_info("shutdown_complete", LOG_U("received", intake_received(s)),
 	    LOG_U("committed", t.committed), LOG_U("dead_lettered", t.dead_lettered),
 	    LOG_U("spooled", spooling_count(s)), LOG_U("unacknowledged", unacknowledged));
-	/* Of what the broker has confirmed nothing is left there either. */
-	if (s->resume.head == s->resume.tail)
-		s->resume.cut = true;
-	if (FAILPOINT("after_writers_are_gone") || store_save(&s->store, &s->resume) == -1 ||
-	    store_sync(&s->store) == -1)
-		log_warn("state_not_written", LOG_S("state_dir", s->cfg->state_dir),
-		    LOG_S("reason", s->store.file.why),
-		    LOG_S("next", "the next start asks the database what it needs not ask"));
 	s->state = STATE_DONE;
 }
 

@@ -205,6 +205,8 @@ def test_a_stop_does_not_wait_for_a_disk_that_is_full(broker, database, ingestd,
         assert daemon.stop() in (0, 75)
         received = daemon.totals()["received"]
         assert received == daemon.totals()["committed"] == database.count()
+        ended = [name for name in daemon.stop_events() if name.startswith(("state_", "shutdown_c"))]
+        assert ended[-2:] == ["state_not_written", "shutdown_complete"], "the last word comes last"
         filler.unlink()
         # What it had acknowledged does not come again, all else comes.
         daemon = ingestd().wait_ready()

@@ -242,7 +242,7 @@ mqtt_drop(struct mqtt *m)
 static struct mosquitto *
 new_client(struct mqtt *m)
 {
-	struct mosquitto *mosq = mosquitto_new(m->cfg->client_id, false, m);
+	struct mosquitto *mosq = mqtt_socket_new(m->cfg->client_id, m);
 	bool v5 = m->cfg->protocol == CONFIG_PROTOCOL_5;
 
 	if (mosq == NULL)

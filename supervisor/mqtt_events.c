@@ -284,7 +284,7 @@ on_message(struct mosquitto *mosq, void *arg, const struct mosquitto_message *ms
 		m->lost = true;
 	}
 	/*
-	 * libmosquitto has just tried to write to its unread socketpair and may have left EAGAIN
+	 * libmosquitto may just have tried to write to an unread socketpair and have left EAGAIN
 	 * behind, which its read loop would take for an empty socket although OpenSSL holds more.
 	 */
 	errno = 0;

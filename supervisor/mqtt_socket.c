@@ -2,17 +2,19 @@
  * The MQTT socket, buffered both ways.
  *
  * libmosquitto reads a packet with three read(2) calls and writes each PUBACK with one of its own,
- * which is most of what a message costs. So read, write and send are defined here: an executable's
- * definition goes before the C library's, and the dynamic linker binds the calls of libmosquitto,
- * and of the OpenSSL underneath it, to these. While mqtt_socket_read() or mqtt_socket_write() runs,
- * they serve its one descriptor from a buffer, and gather what is written for mqtt_socket_flush().
+ * which is most of what a message costs; one more is a byte for each packet into a socketpair, to
+ * wake a loop of its own that does not run here. So read, write, send and socketpair are defined
+ * here: an executable's definition goes before the C library's, and the dynamic linker binds the
+ * calls of libmosquitto, and of the OpenSSL underneath it, to these. While mqtt_socket_read() or
+ * mqtt_socket_write() runs, the first three serve its one descriptor from a buffer, and gather what
+ * is written for mqtt_socket_flush(); during mqtt_socket_new() there is no socketpair to be had.
  *
- * Must never come between any other descriptor and the kernel, nor act outside these two calls;
+ * Must never come between any other descriptor and the kernel, nor act outside these three calls;
  * and never write past bytes that are still gathered. Where a libmosquitto calls something else,
  * nothing is gathered and all goes on as without this file: mqtt_socket_is_buffered() tells.
- * `make MQTT_SOCKET_BUFFER=0` leaves the three functions out.
+ * `make MQTT_SOCKET_BUFFER=0` leaves the four functions out.
  */
-/* Fortified, these three would be defined inline already. */
+/* Fortified, some of these would be defined inline already. */
 #undef _FORTIFY_SOURCE
 #include "mqtt_socket.h"
 
@@ -36,9 +38,22 @@ static struct {
 	int fd;     /* of the connection, -1 without one */
 	int active; /* the same while libmosquitto is reading or writing, else -1 */
 	bool gathering;
+	bool creating;              /* a client */
 	bool was_read, was_written; /* through here */
 	struct bytes in, out;
 } it = {.fd = -1, .active = -1};
+
+/* As mosquitto_new() with a session that is kept, but without the socketpair. */
+struct mosquitto *
+mqtt_socket_new(const char *client_id, void *arg)
+{
+	struct mosquitto *mosq;
+
+	it.creating = true;
+	mosq = mosquitto_new(client_id, false, arg);
+	it.creating = false;
+	return mosq;
+}
 
 /* A new connection, whose bytes go through here from now on. */
 void
@@ -208,6 +223,17 @@ ssize_t
 send(int fd, const void *from, size_t n, int flags)
 {
 	return is_gathered(fd, n) ? gather(from, n) : sendto(fd, from, n, flags, NULL, 0);
+}
+
+/* libmosquitto goes on without one, and then does not write to it. */
+int
+socketpair(int domain, int type, int protocol, int pair[2])
+{
+	if (it.creating) {
+		errno = EOPNOTSUPP;
+		return -1;
+	}
+	return (int)syscall(SYS_socketpair, domain, type, protocol, pair);
 }
 
 #endif

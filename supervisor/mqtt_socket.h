@@ -5,6 +5,7 @@
 
 struct mosquitto;
 
+struct mosquitto *mqtt_socket_new(const char *, void *);
 void mqtt_socket_begin(int);
 void mqtt_socket_end(void);
 bool mqtt_socket_readable(void);

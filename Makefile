@@ -65,6 +65,9 @@ bench: ## install what is missing, build, measure against psql's COPY
 	@$(MAKE) -s --no-print-directory all
 	@BUILD=$(BUILD) tests/bench/run
 
+bench-smoke: ## the same in a few seconds, to see that it runs: the numbers mean nothing
+	@BENCH_SMOKE=1 BENCH_PLOT=1 $(MAKE) -s --no-print-directory bench
+
 faults: ## install what is missing, build, run random faults (RUNS SEED RATE SYSTEM FAULT JOBS)
 	@tests/install-dependencies check
 	@$(MAKE) -s --no-print-directory all
@@ -90,8 +93,8 @@ clean: ## remove what was built
 	rm -rf build build-* build.*
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | expand -t 12
 
-.PHONY: all check demo bench faults install uninstall format clean help programs-for-tests
+.PHONY: all check demo bench bench-smoke faults install uninstall format clean help programs-for-tests
 .SECONDARY:
 -include $(wildcard $(BUILD)/*/*.d)

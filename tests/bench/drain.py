@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from processes import clean_environment
 from publisher import publish
 from service import Service
-from workload import FILTER, TABLE, messages
+from workload import TABLE
 
 GROWTH_POLL = 0.02
 MEMORY_POLL = 0.2
@@ -49,12 +49,12 @@ def copy(database, path, rows):
     return Result(rows, float(milliseconds) / 1000)
 
 
-def drain(broker, database, command, rows):
+def drain(broker, database, command, messages, rows):
     """Runs the command twice: to make the session, and to empty what was queued for it meanwhile."""
     with Service(command) as service:
         service.wait_event("mqtt_subscribed")
         service.stop()
-    publish(broker, messages(rows))
+    publish(broker, messages)
     fresh_table(database)
     with Service(command) as service:
         start = service.wait_event("mqtt_connected")

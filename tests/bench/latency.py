@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 
 from publisher import Publisher
-from workload import FIRST, messages
+from workload import FIRST, USUAL
 
 QUERY = "SELECT (payload->>'n')::int FROM telemetry WHERE time >= to_timestamp(%s)"
 # The supervisor's receive time and ours come from one clock; this is for its steps and rounding.
@@ -33,7 +33,7 @@ def measure(broker, database, count, rate):
     publisher = Publisher(broker.port, "bench-latency")
     out, result, longest_poll = {}, [], 0.0
     begin = time.monotonic()
-    todo = enumerate(messages(count))
+    todo = enumerate(USUAL.messages(count))
     with database.connect() as connection:
         while len(result) < count:
             due = begin + (len(result) + len(out)) / rate

@@ -11,7 +11,7 @@ from processes import wait_until
 from publisher import publish
 from service import Service
 from spoolfile import PARTS, spooled
-from workload import messages
+from workload import USUAL
 
 OPTIONS = ("--spool-after", "1ms", "--spool-limit", "4GiB")
 QUIET = 0.5
@@ -26,7 +26,7 @@ def spool(broker, database, command, state, rows):
     with Service(command) as service:
         service.wait_event("mqtt_subscribed")
         service.stop()
-    publish(broker, messages(rows))
+    publish(broker, USUAL.messages(rows))
     drain.fresh_table(database)
     with database.locked() as holder, Service([*command, *OPTIONS]) as service:
         start = service.wait_event("mqtt_connected")

@@ -39,9 +39,9 @@ class Service:
 
     def __init__(self, command):
         self.cpu_seconds = None
-        self.peak_pss = 0
+        self.peak_pss = self.last_pss = 0
         self.lines = []
-        self._events = {}
+        self._events, self._counts, self._writers = {}, {}, {}
         self._cpu_before = _children_cpu()
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
                                          text=True, env=clean_environment(),
@@ -63,6 +63,21 @@ class Service:
             event = logfmt.parse(line.rstrip("\n"))
             if event is not None:
                 self._events.setdefault(event.name, event)
+                self._counts[event.name] = self._counts.get(event.name, 0) + 1
+                if event.name == "writer_started":
+                    self._writers[int(event["lane"])] = int(event["pid"])
+
+    @property
+    def pid(self):
+        return self._process.pid
+
+    def count(self, name):
+        """How often an event of that name has been logged."""
+        return self._counts.get(name, 0)
+
+    def writers(self):
+        """{lane: pid}, as the log has it."""
+        return dict(self._writers)
 
     def wait_event(self, name):
         """Waits for the first event of that name and returns when it was, in seconds since 1970."""
@@ -79,7 +94,16 @@ class Service:
     def sample_memory(self):
         """Proportional set size of all its processes: shared pages count once."""
         texts = [read_proc(pid, "smaps_rollup") or "" for pid in self._pids()]
-        self.peak_pss = max(self.peak_pss, sum(_kib(t, "Pss") for t in texts) * 1024)
+        self.last_pss = sum(_kib(t, "Pss") for t in texts) * 1024
+        self.peak_pss = max(self.peak_pss, self.last_pss)
+
+    def resident(self):
+        """What its processes have now: shared pages count once for each."""
+        return sum(_kib(read_proc(pid, "status") or "", "VmRSS") for pid in self._pids()) * 1024
+
+    def cpu_now(self):
+        """Seconds on a CPU of all processes that run now, since their starts."""
+        return sum(int((read_proc(pid, "schedstat") or "0").split()[0]) for pid in self._pids()) / 1e9
 
     def peak_resident(self):
         """Sum of every process's own peak: shared pages count once for each, so an upper bound."""

@@ -46,6 +46,7 @@ def test_a_fault_loses_doubles_invents_changes_and_reorders_nothing(name, perfor
     assert_nothing_is_wrong(perform(name, seed_for(name)))
 
 
+@pytest.mark.memory
 @pytest.mark.parametrize("seed", MIXED_SEEDS)
 def test_mixed_faults_lose_double_invent_change_and_reorder_nothing(seed, perform):
     assert_nothing_is_wrong(perform(MIXED, seed))

@@ -157,6 +157,7 @@ def test_a_certificate_that_nobody_trusts_is_refused(make_broker, database, inge
     assert_no_busy_loop(daemon)
 
 
+@pytest.mark.memory
 @pytest.mark.slow
 def test_over_tls_nothing_stays_behind_in_the_library_s_buffer(make_broker, database, ingestd):
     broker = make_broker(tls=True)

@@ -30,6 +30,7 @@ struct config {
 	int64_t protocol;
 	int64_t writers;
 	int64_t batch_size;
+	int64_t batch_limit;
 	int64_t batch_interval;
 	int64_t dead_letter_share; /* percent */
 	int64_t queue_limit;

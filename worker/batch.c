@@ -158,7 +158,7 @@ batch_record(const struct batch *b, size_t row, struct message *m)
 	    : -1;
 }
 
-/* True when it should take no more; size is --batch-size. */
+/* True when it should take no more; size is a number of records. */
 bool
 batch_full(const struct batch *b, int64_t size)
 {

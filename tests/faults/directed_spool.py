@@ -11,7 +11,7 @@ from processes import PATIENCE, read_proc
 NEEDS = ("writers", "spool")
 HURRY = {"spool_after": "100ms"}
 # Small transactions, so that what is to be seen on the way out of the spool lasts.
-SLOWLY = {**HURRY, "batch_size": 20}
+SLOWLY = {**HURRY, "batch_size": 20, "batch_limit": 20}
 PUBACK = 4
 
 

@@ -39,6 +39,9 @@ class Ingestd:
     """
 
     def __init__(self, *arguments, env=None, read_log=True, prefix=(), program=PROGRAM, **named):
+        if "batch_size" in named:
+            # A test that gives a size means transactions of that size.
+            named.setdefault("batch_limit", named["batch_size"])
         command = [*prefix, str(program), *arguments, *options(**named)]
         self.arguments = command
         self.strange = []

@@ -23,6 +23,7 @@
 #include "mqtt_connect.h"
 #include "mqtt_events.h"
 #include "mqtt_leave.h"
+#include "mqtt_limits.h"
 #include "mqtt_socket.h"
 #include "mqtt_subscribe.h"
 #include "mqtt_wire.h"
@@ -83,6 +84,7 @@ flush(struct mqtt *m)
 	if (!m->gate.flushing) {
 		if (m->gate.held > 0)
 			log_debug("acknowledged", LOG_U("messages", m->gate.held));
+		mqtt_limits_round(m);
 		gate_reset(&m->gate);
 	}
 }

@@ -12,6 +12,7 @@
 #include "mqtt_sys.h"
 #include "resume.h"
 #include "store.h"
+#include "window.h"
 
 struct mosquitto;
 
@@ -83,6 +84,7 @@ struct mqtt {
 	unsigned attempts;       /* that have failed since then */
 	char failure[256];       /* why the last of them did */
 	struct mqtt_sys sys;
+	struct window rounds; /* of reading and acknowledging */
 	uint64_t properties_left_out;
 };
 

@@ -120,6 +120,7 @@ on_connack(struct mosquitto *mosq, void *arg, int rc, int flags, const mosquitto
 		    LOG_I("asked", m->cfg->session_expiry),
 		    LOG_S("reason",
 			"the broker keeps our session for less time than --session-expiry"));
+	m->rounds = (struct window){0};
 	mqtt_limits_tell(m, props);
 	if (!mqtt_socket_is_buffered())
 		log_debug("mqtt_socket_unbuffered",

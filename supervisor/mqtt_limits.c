@@ -1,5 +1,6 @@
 /*
- * What the broker's CONNACK says of its limits, where that keeps messages from us.
+ * What the broker's CONNACK says of its limits, where that keeps messages from us, and what it does
+ * not say and does.
  *
  * Its Receive Maximum is none of these: it bounds what we publish, which is nothing, and Mosquitto
  * tells 20 there while it sends us as many as we have asked for. Must never refuse a broker: what
@@ -35,4 +36,24 @@ mqtt_limits_tell(const struct mqtt *m, const mosquitto_property *props)
 			"the broker takes no larger packet from us, and most likely none from its "
 			"publishers: a larger message does not come, and is no dead letter "
 			"either"));
+}
+
+/* The acknowledgements of all that is held are out: does it send as much at a time as it may? */
+void
+mqtt_limits_round(struct mqtt *m)
+{
+	uint64_t limit = window_round(&m->rounds, m->gate.held, m->gate.oldest, m->now);
+
+	if (limit == 0 || limit >= m->gate.window)
+		return;
+	log_warn("mqtt_window_small", LOG_S("broker", m->broker), LOG_U("messages", limit),
+	    LOG_U("receive_maximum", m->gate.window),
+	    LOG_S("reason",
+		"the broker sends no more than so many messages before it has the "
+		"acknowledgements of these, and more are waiting: that bounds the throughput"),
+	    LOG_S("next",
+		m->cfg->protocol == CONFIG_PROTOCOL_5
+		    ? "going on; raise the broker's limit of messages in flight to a client"
+		    : "going on; use --protocol 5, or raise the broker's limit of messages in "
+		      "flight to a client (max_inflight_messages of Mosquitto)"));
 }

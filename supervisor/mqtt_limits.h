@@ -5,6 +5,7 @@
 
 struct mqtt5__property;
 
+void mqtt_limits_round(struct mqtt *);
 void mqtt_limits_tell(const struct mqtt *, const struct mqtt5__property *);
 
 #endif

@@ -38,11 +38,11 @@ class Ingestd:
     a library's own words, a torn line.
     """
 
-    def __init__(self, *arguments, env=None, read_log=True, prefix=(), program=PROGRAM, **named):
+    def __init__(self, *arguments, env=None, read_log=True, prefix=(), program=None, **named):
         if "batch_size" in named:
             # A test that gives a size means transactions of that size.
             named.setdefault("batch_limit", named["batch_size"])
-        command = [*prefix, str(program), *arguments, *options(**named)]
+        command = [*prefix, str(program or PROGRAM), *arguments, *options(**named)]
         self.arguments = command
         self.strange = []
         self._events = []

@@ -53,16 +53,21 @@ class FakeBroker:
         Packet ids of the PUBACKs that come, until none has come for that long. An UNSUBSCRIBE, which asks whether
         they have come, is answered if that is wanted.
         """
+        return self.acknowledgements(None, timeout, answer)
+
+    def acknowledgements(self, count, timeout=30, answer=True):
+        """The next count of them, or those that come until none has come for that long."""
         found = []
         try:
-            while True:
+            while len(found) != count:
                 packet = self.packet(timeout)
                 if packet[0] >> 4 == 4:
                     found.append(struct.unpack("!H", packet[2:4])[0])
                 elif packet[0] >> 4 == 10 and answer:
                     self.client.sendall(b"\xb0\x04" + packet[2:4] + b"\0\x11")
         except TimeoutError:
-            return found
+            pass
+        return found
 
     def packet(self, timeout):
         """The next packet, of less than 128 bytes or the CONNECT; TimeoutError when none comes."""

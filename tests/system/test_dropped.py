@@ -3,10 +3,13 @@ import contextlib
 import socket
 import sqlite3
 import struct
+import time
 
 import pytest
 
-from processes import wait_until
+from fakebroker import FakeBroker
+from fakebroker import publish as publish_packet
+from processes import PATIENCE, wait_until
 from publisher import numbered, packet, publish, text
 from wire import Wire
 
@@ -218,3 +221,25 @@ def test_limits_of_the_broker_that_keep_messages_away_are_told(broker, database,
     for e in said:
         assert e.level == level and words.items() <= e.items()
     wire.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pause", [0, 0.02], ids=["more at once", "more after a pause"])
+def test_a_limit_of_messages_in_flight_that_bounds_the_throughput_is_told_with_what_to_change(database, ingestd, pause):
+    """Mosquitto 2.0.11 keeps to its limit up to the first PUBACK only; others keep to theirs."""
+    broker = FakeBroker()
+    daemon = ingestd(broker=broker.url, client_id="capped")
+    broker.accept()
+    daemon.wait_log("mqtt_subscribed")
+    end = time.monotonic() + (60 if not pause else 5) * PATIENCE
+    rounds = 0
+    while time.monotonic() < end and not daemon.events("mqtt_window_small"):
+        broker.client.sendall(b"".join(publish_packet("t/x", b"1", 32 * (rounds % 2000) + i) for i in range(1, 33)))
+        assert len(broker.acknowledgements(32)) == 32
+        time.sleep(pause)
+        rounds += 1
+    said = daemon.events("mqtt_window_small")
+    assert [(e["messages"], e["receive_maximum"]) for e in said] == ([] if pause else [("32", "65534")])
+    assert all("messages in flight" in e["next"] for e in said)
+    assert rounds > 100
+    broker.close()

@@ -67,14 +67,9 @@ class Lives:
 
     def start(self, failpoint=None, **options):
         environment = {"INGESTD_FAILPOINT": failpoint, "INGESTD_FAILPOINT_ONCE": self.once} if failpoint else {}
-        daemon_module.PROGRAM, before = PROGRAM, daemon_module.PROGRAM
-        try:
-            self.daemon = daemon_module.Ingestd(broker=self.wire.url, database=self.database.dsn, subscribe="t/#",
-                                                state_dir=self.home / "state", client_id="failpoint",
-                                                batch_size=100, writer_timeout="4s", env=environment,
-                                                **options)
-        finally:
-            daemon_module.PROGRAM = before
+        self.daemon = daemon_module.Ingestd(program=PROGRAM, broker=self.wire.url, database=self.database.dsn,
+                                            subscribe="t/#", state_dir=self.home / "state", client_id="failpoint",
+                                            batch_size=100, writer_timeout="4s", env=environment, **options)
         self.logs.append(self.daemon)
         return self.daemon
 

@@ -20,13 +20,9 @@ def fragile(build, broker, database, tmp_path):  # noqa: F811
     started = []
 
     def start(signum=signal.SIGSEGV, **options):
-        daemon_module.PROGRAM, before = PROGRAM, daemon_module.PROGRAM
-        try:
-            started.append(daemon_module.Ingestd(
-                broker=broker.url, database=database.dsn, subscribe="t/#", state_dir=tmp_path / "state", writers=1,
-                env={"INGESTD_FAILPOINT_CRASH": MARK, "INGESTD_FAILPOINT_SIGNAL": int(signum)}, **options))
-        finally:
-            daemon_module.PROGRAM = before
+        started.append(daemon_module.Ingestd(
+            program=PROGRAM, broker=broker.url, database=database.dsn, subscribe="t/#", state_dir=tmp_path / "state",
+            writers=1, env={"INGESTD_FAILPOINT_CRASH": MARK, "INGESTD_FAILPOINT_SIGNAL": int(signum)}, **options))
         return started[-1].wait_ready(1)
 
     yield start

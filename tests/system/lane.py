@@ -1,9 +1,12 @@
 """The supervisor's end of the channel: a writer with nobody but the test before it."""
 import ctypes
+import fcntl
 import os
 import signal
 import socket
+import struct
 import subprocess
+import termios
 import threading
 import time
 import uuid
@@ -61,6 +64,8 @@ class Lane:
         self.stream = stream or str(uuid.uuid4())
         self.committed, self.instance, self.claimed = committed, instance, claimed
         self.options = {"database": dsn, "log-level": log_level,
+                        # Transactions of the size that a test gives, unless it gives both.
+                        "batch-limit": options.get("batch_size", 500),
                         **{k.replace("_", "-"): v for k, v in options.items()}}
         ours, theirs = socket.socketpair()
         self.socket = ours
@@ -118,6 +123,11 @@ class Lane:
         self.seq += 1
         self.send(record(self.seq, topic, payload, **fields))
         return self.seq
+
+    def wait_read(self):
+        """Until the writer has read all that was sent."""
+        wait_until(lambda: not struct.unpack("i", fcntl.ioctl(self.socket, termios.TIOCOUTQ, b"\0\0\0\0"))[0],
+                   what="the writer has read all")
 
     def flush(self):
         self.send(message(FLUSH))

@@ -1,10 +1,8 @@
 """Rows that the database refuses: each is found and put aside, in one transaction with the good ones."""
-import fcntl
 import os
 import random
 import shutil
 import signal
-import struct
 import tempfile
 from pathlib import Path
 
@@ -90,8 +88,7 @@ def one_batch(lane, database, records):
             lane.seq += 1
             blob += record(lane.seq, **{"payload": b"{}", **fields})
         lane.send(blob)
-        wait_until(lambda: not struct.unpack("i", fcntl.ioctl(lane.socket, 0x5411, b"\0\0\0\0"))[0],
-                   what="the writer has read all")
+        lane.wait_read()
         holder.rollback()
 
 

@@ -139,6 +139,22 @@ def test_flush_is_taken_and_large_batches_are_not_split_below_their_size(make_la
     assert database.count() == 1000
 
 
+def test_what_cannot_be_sent_yet_becomes_one_larger_batch_up_to_its_limit(make_lane, database):
+    lane = make_lane(batch_size=10, batch_limit=50)
+    lane.wait_ready()
+    with database.locked() as holder:
+        lane.publish(b"1")
+        database.wait_for_waiter(holder)
+        lane.send(b"".join(record(n, payload=b"1") for n in range(2, 202)))
+        lane.seq = 201
+        lane.wait_read()
+        holder.rollback()
+    lane.wait_committed()
+    sizes = [m[1] for m in lane.said(COMMITTED)]
+    assert sizes[:2] == [1, 50] and max(sizes) == 50 and sum(sizes) == 201
+    assert database.count() == 201
+
+
 @pytest.mark.parametrize("garbage, reason", [
     (b"\xff" * 40, "byte 0xff where a message (an array) belongs"),
     (b"GET / HTTP/1.1\r\n", "byte 0x47"),

@@ -21,8 +21,8 @@ from workload import FILTER, USUAL
 YARDSTICK = r"psql \copy"
 WINDOWS = (500, 5000, 65535)
 # Of one measurement with large payloads; COPY needs a file of that size too.
-BYTES_MOST = 128 << 20
-ROWS_LEAST = 32
+BYTES_MOST = 64 << 20
+ROWS_LEAST = 16
 
 
 class Bench:
@@ -61,6 +61,7 @@ class Bench:
     def copy(self, workload=USUAL):
         file = self.home / "rows.copy"
         workload.write_copy_file(file, self.rows(workload))
+        drain.fresh_table(self.database)
         self.note(self.yardstick(workload), drain.copy(self.database, file, self.rows(workload)))
         file.unlink()
 

@@ -75,6 +75,6 @@ def print_endurance(found):
     print(f"{'messages':>12}{'MiB resident':>14}{'proportional':>14}")
     for passed, resident, proportional in found.blocks:
         print(f"{passed:>12,}{resident:>14.1f}{proportional:>14.1f}")
-    print(f"{'after':>12}{'rows/s':>14}{'CPU µs':>14}")
-    for passed, rate, cpu in found.marks:
-        print(f"{passed:>12,}{rate:>14,.0f}{cpu:>14.2f}")
+    print(f"{'after':>12}{'rows/s':>14}{'of COPY':>14}{'CPU µs':>14}")
+    for passed, rate, ratio, cpu in found.marks:
+        print(f"{passed:>12,}{rate:>14,.0f}{ratio:>14.2f}{cpu:>14.2f}")

@@ -33,4 +33,4 @@ def test_the_benchmark_measures_every_row_and_draws_them():
         assert f"From publish to visible row at {rate} messages/s" in done.stdout
     # Every block, and a mark after the first, the second and the last.
     assert len(re.findall(r"^ +[\d,]+ +\d+\.\d +\d+\.\d$", done.stdout, re.M)) == 3
-    assert len(re.findall(r"^ +[\d,]+ +[\d,]+ +\d+\.\d\d$", done.stdout, re.M)) == 3
+    assert len(re.findall(r"^ +[\d,]+ +[\d,]+ +\d+\.\d\d +\d+\.\d\d$", done.stdout, re.M)) == 3

@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <mosquitto.h>
+#include <openssl/ssl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -39,6 +40,15 @@ static bool
 is_half_written(const struct mqtt *m)
 {
 	return mosquitto_want_write(m->mosq) || mqtt_socket_unsent();
+}
+
+/* libmosquitto would like to write for the whole of a handshake that waits for the peer. */
+static bool
+has_to_write(const struct mqtt *m)
+{
+	SSL *ssl = mosquitto_ssl_get(m->mosq);
+
+	return ssl != NULL && !SSL_is_init_finished(ssl) ? SSL_want_write(ssl) : is_half_written(m);
 }
 
 /* Writes out libmosquitto's whole queue, PUBACKs and all. Only gate_may_flush() may let it. */
@@ -186,7 +196,7 @@ mqtt_prepare(struct mqtt *m, struct pollfd *p, const struct gate_view *view)
 	case MQTT_CONNECTING:
 		p->fd = mosquitto_socket(m->mosq);
 		p->events = m->tcp_up ? POLLIN : POLLOUT;
-		if (m->tcp_up && is_half_written(m))
+		if (m->tcp_up && has_to_write(m))
 			p->events |= POLLOUT;
 		break;
 	case MQTT_OPEN:
@@ -264,6 +274,7 @@ mqtt_dispatch(struct mqtt *m, short revents, const struct gate_view *view)
 void
 mqtt_gate(struct mqtt *m, const struct gate_view *view)
 {
+	m->now = view->now;
 	if (m->state != MQTT_OPEN || m->ping_left > 0)
 		return;
 	/* With nothing held, the queue has only SUBSCRIBE and PINGREQ, which answer no message. */
@@ -279,9 +290,10 @@ mqtt_deadline(const struct mqtt *m)
 	case MQTT_WAITING:
 		return m->on_hold ? CLOCK_NEVER : dialer_deadline(&m->dialer);
 	case MQTT_CONNECTING:
+		return m->deadline;
 	case MQTT_PARTING:
 	case MQTT_LEAVING:
-		return m->state == MQTT_PARTING && mqtt_socket_readable() ? m->now : m->deadline;
+		return mqtt_leave_deadline(m);
 	case MQTT_OPEN:
 		if (m->reading && mqtt_socket_readable())
 			return m->now;

@@ -23,7 +23,7 @@
 #include "mqtt_subscribe.h"
 #include "mqtt_wire.h"
 
-/* For the broker's word, and again for its end of file. */
+/* For the question and the broker's word, and again for its end of file. */
 #define LEAVE_TIMEOUT CLOCK_SECOND
 
 /* No more messages are read from now on; acknowledgements may still go out. */
@@ -108,14 +108,27 @@ mqtt_leave(struct mqtt *m, int64_t now)
 	write_out(m);
 }
 
+/* Half written, with nothing declined yet: it is read only when it is out. */
+static bool
+has_to_write(const struct mqtt *m)
+{
+	return m->declined == 0 && mosquitto_want_write(m->mosq);
+}
+
+/* There is something to read that poll(2) does not know of, and it may be read. */
+static bool
+has_to_read(const struct mqtt *m)
+{
+	return mqtt_socket_readable() && !has_to_write(m);
+}
+
 /* The broker's word, or what else it sends. */
 static void
 go_on_parting(struct mqtt *m, short revents)
 {
 	int rc = MOSQ_ERR_SUCCESS;
 
-	/* Half written, with nothing declined yet: it is read only when it is out. */
-	if (m->declined == 0 && mosquitto_want_write(m->mosq)) {
+	if (has_to_write(m) && m->now < m->deadline) {
 		write_out(m);
 		return;
 	}
@@ -157,18 +170,24 @@ mqtt_leave_prepare(const struct mqtt *m, struct pollfd *p)
 {
 	if (m->state == MQTT_PARTING) {
 		p->fd = mosquitto_socket(m->mosq);
-		p->events = m->declined == 0 && mosquitto_want_write(m->mosq) ? POLLOUT : POLLIN;
+		p->events = has_to_write(m) ? POLLOUT : POLLIN;
 		return;
 	}
 	p->fd = m->drain_fd;
 	p->events = m->mosq != NULL ? POLLOUT : POLLIN;
 }
 
+/* When mqtt_leave_dispatch() must be called at the latest. */
+int64_t
+mqtt_leave_deadline(const struct mqtt *m)
+{
+	return m->state == MQTT_PARTING && has_to_read(m) ? m->now : m->deadline;
+}
+
 void
 mqtt_leave_dispatch(struct mqtt *m, short revents)
 {
-	if (m->state == MQTT_PARTING &&
-	    (revents != 0 || mqtt_socket_readable() || m->now >= m->deadline))
+	if (m->state == MQTT_PARTING && (revents != 0 || has_to_read(m) || m->now >= m->deadline))
 		go_on_parting(m, revents);
 	else if (m->state == MQTT_LEAVING && revents != 0)
 		go_on_leaving(m);

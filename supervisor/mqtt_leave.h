@@ -5,6 +5,7 @@
 
 /* What mqtt.c has of mqtt_leave.c. */
 void mqtt_leave_prepare(const struct mqtt *, struct pollfd *);
+int64_t mqtt_leave_deadline(const struct mqtt *);
 void mqtt_leave_dispatch(struct mqtt *, short);
 
 #endif

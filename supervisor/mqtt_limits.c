@@ -46,11 +46,12 @@ mqtt_limits_round(struct mqtt *m)
 
 	if (limit == 0 || limit >= m->gate.window)
 		return;
-	log_warn("mqtt_window_small", LOG_S("broker", m->broker), LOG_U("messages", limit),
+	log_info("mqtt_window_small", LOG_S("broker", m->broker), LOG_U("messages", limit),
 	    LOG_U("receive_maximum", m->gate.window),
 	    LOG_S("reason",
 		"the broker sends no more than so many messages before it has the "
-		"acknowledgements of these, and more are waiting: that bounds the throughput"),
+		"acknowledgements of these, and the next at once: if it has more waiting, its "
+		"own limit bounds the throughput"),
 	    LOG_S("next",
 		m->cfg->protocol == CONFIG_PROTOCOL_5
 		    ? "going on; raise the broker's limit of messages in flight to a client"

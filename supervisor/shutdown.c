@@ -189,7 +189,8 @@ settle(struct service *s)
 	struct gate_view v = intake_view(s);
 	int i;
 
-	if (s->mqtt.state == MQTT_OPEN && v.in_flight == 0 && s->mqtt.gate.held == 0)
+	if (s->mqtt.state == MQTT_OPEN && v.in_flight == 0 && s->mqtt.gate.held == 0 &&
+	    !s->mqtt.gate.flushing)
 		mqtt_leave(&s->mqtt, s->now);
 	/* All durable, but late: the broker still gets a moment to take the acknowledgements. */
 	if (v.in_flight > 0 && s->deadline < s->now + LAST_ACKS_TIMEOUT)

@@ -3,8 +3,9 @@
  *
  * A broker has a limit of its own on what one client may have unacknowledged: Mosquitto's for MQTT
  * 3.1.1 is 20. None tells it. But it shows: again and again exactly so many messages come, then
- * none until they are acknowledged, and at once the next. Must never take a publisher's pace for
- * it, which leaves gaps, nor a stream that is too thin to be capped by anything.
+ * none until they are acknowledged, and at once the next. A publisher that keeps time may look the
+ * same, so it is a hint. Must never take for it a pace that leaves gaps, nor a stream that is too
+ * thin to be capped by anything.
  */
 #include "window.h"
 
@@ -14,7 +15,7 @@
 /* In a period: fewer rounds are no throughput to speak of. */
 #define ROUNDS_LEAST 100
 /* Behind the acknowledgements: the way there and back, and the broker's own time. */
-#define AT_ONCE (10 * CLOCK_MS)
+#define AT_ONCE (3 * CLOCK_MS)
 /* As many come together by chance. */
 #define CHANCE 5
 

@@ -2,11 +2,9 @@
 Directed schedules for the spool, as in directed.py, whose table these are put into: the database is away, records go to
 the disk, and then comes the one thing that a certain broken promise does not survive.
 """
-import os
-
 from directed import kill_everything, kill_supervisor, a_moment, directed, received, stored
 from faults import LATE, until
-from processes import PATIENCE, read_proc
+from processes import PATIENCE, cpu_seconds
 
 NEEDS = ("writers", "spool")
 HURRY = {"spool_after": "100ms"}
@@ -74,12 +72,6 @@ def killed_twice_while_the_spool_is_emptied(world):
     yield until(world.system.is_ready, "it is ready again")
 
 
-def _seconds_of_cpu(pid):
-    """User and system time together."""
-    fields = read_proc(pid, "stat").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 @directed(needs=NEEDS, disk="spool 64", **HURRY)
 def idle_after_the_spool_could_not_be_written(world):
     """The database came back first, so that nothing is to be written any more: it is not busy with trying."""
@@ -91,8 +83,8 @@ def idle_after_the_spool_could_not_be_written(world):
     world.start_database()
     yield stored(world, 5000)
     supervisor = world.system.pids()["supervisor"]
-    before = _seconds_of_cpu(supervisor)
+    before = cpu_seconds(supervisor)
     yield a_moment(2)
-    used = _seconds_of_cpu(supervisor) - before
+    used = cpu_seconds(supervisor) - before
     if used > 0.3 * PATIENCE:
         world.complain(f"it used {used:.2f} s of CPU in 2 s with nothing to do")

@@ -1,5 +1,6 @@
 """A broker that does what Mosquitto would not: it sends what it is told to, and reads when it is told to."""
 import fcntl
+import select
 import socket
 import struct
 import termios
@@ -37,13 +38,17 @@ class FakeBroker:
         self.url = f"mqtt://127.0.0.1:{self.listener.getsockname()[1]}"
         self.buffer = b""
 
-    def accept(self, session_present=False):
-        """Takes the connection, up to the SUBACK."""
+    def connect(self, session_present=False):
+        """Takes the connection, up to the CONNACK."""
         self.listener.settimeout(30)
         self.buffer = b""
         self.client, _ = self.listener.accept()
         assert self.packet(30)[0] >> 4 == 1
         self.client.sendall(b"\x20\x03" + bytes([session_present]) + b"\0\0")
+
+    def accept(self, session_present=False):
+        """Takes the connection, up to the SUBACK."""
+        self.connect(session_present)
         subscribe = self.packet(30)
         assert subscribe[0] >> 4 == 8
         self.client.sendall(b"\x90\x04" + subscribe[2:4] + b"\0\x01")
@@ -79,6 +84,17 @@ class FakeBroker:
         length = 2 + self.buffer[1]
         packet, self.buffer = self.buffer[:length], self.buffer[length:]
         return packet
+
+    def wait_readable(self):
+        assert select.select([self.client], [], [], 30)[0], "nothing comes from ingestd"
+
+    def rest(self, timeout=30):
+        """All that comes until ingestd has nothing more to send on this connection."""
+        self.client.settimeout(timeout)
+        came, self.buffer = self.buffer, b""
+        while data := self.client.recv(65536):
+            came += data
+        return came
 
     def send(self, data):
         """Returns when ingestd's side has all of it."""

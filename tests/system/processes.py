@@ -143,6 +143,12 @@ def children_of(pid):
     return found
 
 
+def cpu_seconds(pid):
+    """User and system time together."""
+    fields = read_proc(pid, "stat").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def unread_bytes():
     """{(local port, remote port): bytes} that wait for their reader in the TCP sockets of this machine."""
     waiting = {}

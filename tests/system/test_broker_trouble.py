@@ -6,14 +6,9 @@ import time
 
 import pytest
 
-from processes import PATIENCE, read_proc, wait_until
+from processes import PATIENCE, cpu_seconds, read_proc, wait_until
 from publisher import numbered, publish
 from wire import SwallowingAddress, Wire
-
-
-def cpu_seconds(pid):
-    fields = read_proc(pid, "stat").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
 
 
 def assert_no_busy_loop(daemon, attempts=2):

@@ -6,15 +6,10 @@ import time
 import pytest
 
 from fakebroker import FakeBroker, publish
-from processes import PATIENCE, read_proc, wait_until
+from processes import PATIENCE, cpu_seconds, wait_until
 
 MESSAGES = 20_000
 LATE = 60_001
-
-
-def cpu_seconds(pid):
-    fields = read_proc(pid, "stat").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def wait_until_idle(pid):

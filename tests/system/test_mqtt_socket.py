@@ -4,15 +4,17 @@ acknowledgements, the same reasons in the log and the same memory in three build
 with buffers that libmosquitto does not find.
 """
 import fcntl
+import time
 
 import pytest
 
 from daemon import PROGRAM
 from fakebroker import FakeBroker, publish
 from mutants import PROGRAMS, copy_tree
-from processes import BUILD, ROOT, SANITIZED, run, wait_until
+from processes import BUILD, PATIENCE, ROOT, SANITIZED, cpu_seconds, run, wait_until
 from publisher import numbered
 from publisher import publish as publish_all
+from wire import SwallowingAddress
 
 pytestmark = pytest.mark.skipif(BUILD.name.endswith(".unbuffered"), reason="a build without buffers to compare with")
 
@@ -203,3 +205,31 @@ def test_over_tls_the_bytes_go_the_same_way(make_broker, database, ingestd, prog
     database.wait_for_rows(2001)
     assert database.query("SELECT length(payload::text) FROM telemetry WHERE topic = 't/large'") == [(300_002,)]
     assert daemon.stop() == 0
+
+
+def test_a_stop_with_a_question_half_out_leaves_no_hole_in_it(table, ingestd, program):
+    slow = FakeBroker(receive_buffer=2048, segment=536)
+    filters = [f"f{i:05}/" + "x" * 200 for i in range(1500)]
+    daemon = ingestd(broker=slow.url, writers=1, client_id="odd", subscribe=filters, program=program)
+    slow.connect()
+    daemon.wait_log("mqtt_connected")
+    slow.wait_readable()
+    daemon.signal()
+    daemon.wait_log("shutdown_initiated")
+    came = slow.rest()
+    assert daemon.wait() == 0
+    assert [f for f in filters if f.encode() not in came] == []
+    slow.close()
+
+
+def test_a_handshake_that_waits_for_its_peer_is_no_busy_loop(database, ingestd):
+    address = SwallowingAddress()
+    daemon = ingestd(broker=f"mqtts://127.0.0.1:{address.port}", writers=1)
+    # It is on its way already. The connection comes about late, and nobody answers on it.
+    daemon.wait_log("broker_unreachable")
+    address.take()
+    before = cpu_seconds(daemon.pid)
+    time.sleep(2)
+    assert cpu_seconds(daemon.pid) - before < 0.3 * PATIENCE
+    assert daemon.stop() == 0
+    address.close()

@@ -41,8 +41,8 @@ MUTANTS = {
         "supervisor/lane.c", "if (owes_word(l) && now - l->heard >= l->cfg->writer_timeout) {", "if (0) {",
         "test_writers.py -k stopped_writer_is_recognised"),
     "disconnects_with_acknowledgements_held": (
-        "supervisor/shutdown.c", "if (s->mqtt.state == MQTT_OPEN && v.in_flight == 0 && s->mqtt.gate.held == 0)",
-        "if (s->mqtt.state == MQTT_OPEN)",
+        "supervisor/shutdown.c", "s->mqtt.state == MQTT_OPEN && v.in_flight == 0 && s->mqtt.gate.held == 0 &&",
+        "s->mqtt.state == MQTT_OPEN &&",
         "test_stopping.py -k without_a_spool_a_stop_with_the_database_down"),
     "writer_leaves_without_a_commit": (
         "worker/writer.c", "if (has_ended_reading(w) && writer_records_held(w) == 0) {", "if (has_ended_reading(w)) {",
@@ -99,6 +99,16 @@ MUTANTS = {
     "what_is_in_the_buffer_is_not_readable": (
         "supervisor/mqtt.c", "(revents != 0 || mqtt_socket_readable())", "revents != 0",
         "test_mqtt_socket.py -k 'thousand_packets and not unbuffered and not found'"),
+    "a_stop_passes_what_is_gathered": (
+        "supervisor/shutdown.c", " &&\n	    !s->mqtt.gate.flushing", "",
+        "test_mqtt_socket.py -k 'question_half_out and not unbuffered and not found'"),
+    "a_handshake_asks_to_write": (
+        "supervisor/mqtt.c", "ssl != NULL && !SSL_is_init_finished(ssl) ? SSL_want_write(ssl) : is_half_written(m)",
+        "is_half_written(m) || ssl == (void *)1",
+        "test_mqtt_socket.py -k handshake_that_waits"),
+    "batches_grow_whatever_they_take": (
+        "worker/writer_input.c", "w->growth < w->cfg.batch_limit ? w->growth : w->cfg.batch_limit", "w->cfg.batch_limit",
+        "test_writer_channel.py -k slow_database_gets"),
     "takes_gathered_bytes_for_sent": (
         "supervisor/mqtt.c", "mosquitto_want_write(m->mosq) || mqtt_socket_unsent()", "mosquitto_want_write(m->mosq)",
         "test_mqtt_socket.py -k 'few_bytes_at_a_time and not unbuffered and not found'"),

@@ -399,7 +399,7 @@ def test_when_most_rows_of_a_minute_are_refused_they_are_held_and_it_heals(make_
     one_batch(lane, database, map(good, range(2000)))
     kind, _, text = lane.wait_trouble(lambda m: m[1] == "IG002", timeout=30)
     assert kind == CONFIGURATION
-    assert text.startswith("more than 50 % of the last 1001 rows are refused") and "never" in text
+    assert text.startswith("more than 50 % of the last 1000 rows are refused") and "never" in text
     assert "--dead-letter-share" in text
     # One batch less than the thousand that it takes to judge, and none more however long it lasts.
     assert (len(dead_letters(database)), numbers(database)) == (500, [-1])

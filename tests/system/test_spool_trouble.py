@@ -1,10 +1,8 @@
 """Several things go wrong at once while records are on their way into the spool, or out of it."""
-import os
-
 import pytest
 
 import daemon as daemon_module
-from processes import ROOT, SANITIZED, wait_until
+from processes import ROOT, SANITIZED, cpu_seconds, wait_until
 from publisher import Publisher
 from sequence import assert_once_in_order, messages, publish_to
 
@@ -79,12 +77,6 @@ def test_a_spool_that_cannot_be_written_is_not_called_empty(broker, table, inges
         holder.rollback()
     table.wait_for_rows(100)
     assert daemon.stop() == 0
-
-
-def cpu_seconds(pid):
-    with open(f"/proc/{pid}/stat") as f:
-        fields = f.read().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.mark.slow

@@ -47,13 +47,13 @@ what_is_no_limit_is_not_taken_for_one(void **state)
 {
 	static const struct pace paces[] = {
 	    /* A publisher that sends twenty at a time, with a pause. */
-	    {.usual = 20, .other = 20, .gap = 12 * MS, .took = MS},
+	    {.usual = 20, .other = 20, .gap = 5 * MS, .took = MS},
 	    /* One message after the other. */
 	    {.usual = 1, .other = 1, .gap = MS, .took = MS},
 	    /* As many as there are. */
 	    {.usual = 31, .other = 500, .gap = MS, .took = MS},
 	    /* Too few rounds to speak of. */
-	    {.usual = 20, .other = 20, .gap = 5 * MS, .took = 20 * MS},
+	    {.usual = 20, .other = 20, .gap = 2 * MS, .took = 20 * MS},
 	};
 	struct window w;
 	size_t i;

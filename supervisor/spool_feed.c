@@ -15,7 +15,7 @@
 #include "log.h"
 #include "service.h"
 
-/* A lane with less than this gets another row; a writer holds two batches. */
+/* A lane with less than this gets another row. */
 #define FEED_BATCHES 4
 #define FEED_RECORDS_LEAST 2000
 #define FEED_BYTES ((size_t)4 << 20)

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "clock.h"
 #include "dead_letter.h"
 #include "payload.h"
 #include "row.h"
@@ -20,6 +21,8 @@
 #define TEXT_MAX (128 * 1024 * 1024)
 /* A batch that has had more rows than this gives their index back. */
 #define ENDS_KEEP 65536
+/* For one transaction, where batches may grow. */
+#define GROWTH_TIME (200 * CLOCK_MS)
 
 static void
 dead(struct payload_verdict *v, const char *text)
@@ -156,6 +159,16 @@ batch_record(const struct batch *b, size_t row, struct message *m)
 		m->type == MESSAGE_RECORD
 	    ? 0
 	    : -1;
+}
+
+/*
+ * How many records a transaction should have at most, if one of so many took so long: a database
+ * that is slow is not to be held up by one for so long that it looks dead.
+ */
+int64_t
+batch_growth(uint64_t records, int64_t duration)
+{
+	return (int64_t)records * GROWTH_TIME / (duration > 0 ? duration : 1);
 }
 
 /* True when it should take no more; size is a number of records. */

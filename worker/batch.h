@@ -45,6 +45,7 @@ enum batch_result batch_condemn(
     struct batch *, const struct record *, int lane, int64_t now, const char *reason);
 struct text batch_lines(const struct batch *, size_t first, size_t count);
 int batch_record(const struct batch *, size_t row, struct message *);
+int64_t batch_growth(uint64_t records, int64_t duration);
 bool batch_full(const struct batch *, int64_t size);
 void batch_clear(struct batch *);
 void batch_free(struct batch *);

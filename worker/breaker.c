@@ -46,7 +46,7 @@ breaker_count(struct breaker *b, uint64_t rows, uint64_t refused, int64_t now)
 }
 
 /*
- * Whether a batch of so many rows, of which so many are refused as far as is known, is to be held.
+ * Whether a batch is to be held of which so many rows are decided, so many of them refused.
  * Returns 0 if not, else how many rows it has judged by.
  */
 uint64_t

@@ -248,7 +248,7 @@ session_on_isolated(struct session *s, int64_t now)
 	if (row != ISOLATE_NONE) {
 		if (put_aside(s, row) == -1)
 			return SESSION_NO_MEMORY;
-		judged = breaker_trips(&s->breaker, i->batch->row_count, i->refused, now);
+		judged = breaker_trips(&s->breaker, i->plan.at, i->refused, now);
 		if (judged > 0)
 			return trip(s, judged, now);
 	}

@@ -88,6 +88,7 @@ on_committed(struct writer *w)
 		writer_out_of_memory(w);
 		return;
 	}
+	w->growth = batch_growth(batch_records(w->sending), w->now - w->session.since);
 	report_committed(&w->report, w->sending, &w->session.isolation, w->now - w->session.since);
 	report_refused(&w->report, &w->session.isolation, w->now);
 	batch_clear(w->sending);

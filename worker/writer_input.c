@@ -233,10 +233,10 @@ read_more(struct writer *w)
 bool
 writer_is_full(const struct writer *w)
 {
-	int64_t most = w->cfg.batch_size;
+	int64_t most = w->growth < w->cfg.batch_limit ? w->growth : w->cfg.batch_limit;
 
-	if (w->sending != NULL && w->cfg.batch_limit > most)
-		most = w->cfg.batch_limit;
+	if (w->sending == NULL || most < w->cfg.batch_size)
+		most = w->cfg.batch_size;
 	return w->configured && batch_full(w->filling, most);
 }
 

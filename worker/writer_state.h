@@ -18,6 +18,7 @@ struct writer {
 	struct batch batches[2];
 	struct batch *filling; /* takes records */
 	struct batch *sending; /* in flight or held, NULL if none */
+	int64_t growth;        /* records that filling may have while sending is on its way */
 	struct report report;
 	/* What the supervisor wants done to the rows of another stream, MESSAGE_CLOSE or _FORGET.
 	 */

@@ -2,8 +2,9 @@
 
 from workload import USUAL, Workload
 
-WRITERS, BATCH, WINDOW, PAYLOAD, TOPICS = "writers", "batch size", "receive maximum", "payload", "topics"
-OPTION = {WRITERS: "--writers", BATCH: "--batch-size", WINDOW: "--receive-maximum"}
+WRITERS, BATCH, WINDOW, PAYLOAD, TOPICS = "writers", "all batches", "receive maximum", "payload", "topics"
+# A batch of one size only: it does not grow.
+OPTIONS = {WRITERS: ("--writers",), BATCH: ("--batch-size", "--batch-limit"), WINDOW: ("--receive-maximum",)}
 VALUES = {WRITERS: (1, 2, 4), BATCH: (100, 500, 2000, 10_000), WINDOW: (100, 500, 5000, 65535),
           PAYLOAD: (20, 85, 1024, 65536, 4 << 20), TOPICS: (1, 100, 10_000, 100_000)}
 
@@ -35,5 +36,5 @@ def measure(bench, smoke=False):
         workload = workload_of(what, value)
         if workload != USUAL:
             bench.copy(workload)
-        options = (OPTION[what], str(value)) if what in OPTION else ()
+        options = [word for option in OPTIONS.get(what, ()) for word in (option, str(value))]
         bench.drain(name, options, workload)

@@ -183,12 +183,6 @@ mqtt_lose(struct mqtt *m, int rc)
 	/* What libmosquitto makes of an end of file in the middle of a packet. */
 	if (rc == MOSQ_ERR_ERRNO && errno == 0)
 		rc = MOSQ_ERR_CONN_LOST;
-	/* What OpenSSL makes of a peer that speaks no TLS; a bad certificate says so itself. */
-	if (m->cfg->url.tls && !open &&
-	    (strstr(m->why, "unexpected eof") != NULL || strstr(m->why, "wrong version") != NULL)) {
-		snprintf(why, sizeof(why), "%.180s (is this a listener without TLS?)", m->why);
-		mqtt_set_why(m, why);
-	}
 	if (m->why[0] == '\0') {
 		if (rc == MOSQ_ERR_CONN_LOST && !open)
 			mqtt_set_why(m,
@@ -203,6 +197,13 @@ mqtt_lose(struct mqtt *m, int rc)
 		else
 			mqtt_set_why(
 			    m, rc == MOSQ_ERR_ERRNO ? strerror(errno) : mosquitto_strerror(rc));
+	}
+	/* What is heard of a peer that speaks no TLS; a bad certificate says so itself. */
+	if (m->cfg->url.tls && !open &&
+	    (strstr(m->why, "unexpected eof") != NULL || strstr(m->why, "wrong version") != NULL ||
+		strstr(m->why, "reset by peer") != NULL)) {
+		snprintf(why, sizeof(why), "%.180s (is this a listener without TLS?)", m->why);
+		mqtt_set_why(m, why);
 	}
 	memcpy(why, m->why, sizeof(why));
 	if (open)

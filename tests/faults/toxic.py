@@ -5,24 +5,16 @@ One thread and no blocking call in it, so that a reset is a reset at once. Direc
 "down" from it. Must never change, drop or invent a byte of what it passes on.
 """
 import contextlib
-import fcntl
 import queue
 import select
 import socket
 import struct
-import termios
 import threading
 
-from processes import free_port, unread_bytes
+from processes import free_port, unread_bytes, unsent_bytes
 
 CHUNK = 1 << 16
 DIRECTIONS = ("up", "down")
-# linux/sockios.h SIOCOUTQ: bytes that the peer's kernel has not acknowledged.
-_SIOCOUTQ = termios.TIOCOUTQ
-
-
-def _unsent(s):
-    return struct.unpack("i", fcntl.ioctl(s, _SIOCOUTQ, b"\0\0\0\0"))[0]
 
 
 class _Flow:
@@ -126,7 +118,7 @@ class Toxic:
 
     def _nothing_on_its_way(self):
         waiting = unread_bytes()
-        return all(not link.flows[1].held and _unsent(link.client) == 0 and
+        return all(not link.flows[1].held and unsent_bytes(link.client) == 0 and
                    waiting.get((link.client.getpeername()[1], self.port), 0) == 0 for link in self._links)
 
     # The thread
@@ -239,7 +231,7 @@ class Toxic:
         if flow.held:
             return
         # A reset throws away what is still in the kernel: the last byte is to arrive before it.
-        if flow.last and (not flow.abruptly or _unsent(flow.target) == 0):
+        if flow.last and (not flow.abruptly or unsent_bytes(flow.target) == 0):
             self._end(link, flow.abruptly)
         elif flow.ended and not flow.passed_on_its_end:
             flow.passed_on_its_end = True

@@ -1,14 +1,9 @@
 """A broker that does what Mosquitto would not: it sends what it is told to, and reads when it is told to."""
-import fcntl
 import select
 import socket
 import struct
-import termios
 
-from processes import unread_bytes, wait_until
-
-# linux/sockios.h: bytes that the peer's kernel has not acknowledged.
-SIOCOUTQ = termios.TIOCOUTQ
+from processes import unread_bytes, unsent_bytes, wait_until
 
 
 def variable_length(n):
@@ -100,8 +95,7 @@ class FakeBroker:
         """Returns when ingestd's side has all of it."""
         self.client.settimeout(60)
         self.client.sendall(data)
-        wait_until(lambda: struct.unpack("i", fcntl.ioctl(self.client, SIOCOUTQ, b"\0\0\0\0"))[0] == 0, 60,
-                   "all is sent")
+        wait_until(lambda: unsent_bytes(self.client) == 0, 60, "all is sent")
 
     def unread(self):
         """Bytes that ingestd's kernel has and ingestd has not read."""

@@ -1,12 +1,9 @@
 """The supervisor's end of the channel: a writer with nobody but the test before it."""
 import ctypes
-import fcntl
 import os
 import signal
 import socket
-import struct
 import subprocess
-import termios
 import threading
 import time
 import uuid
@@ -15,7 +12,7 @@ import msgpack
 
 import logfmt
 from daemon import WRITER
-from processes import PATIENCE, clean_environment, end, wait_until
+from processes import PATIENCE, clean_environment, end, unsent_bytes, wait_until
 
 CONFIG, RECORD, FLUSH, CLOSE, FORGET, CONDEMN = 1, 2, 3, 4, 5, 6
 READY, COMMITTED, TROUBLE, DRAINED, CLOSED, FORGOTTEN = 16, 17, 18, 19, 20, 21
@@ -126,8 +123,7 @@ class Lane:
 
     def wait_read(self):
         """Until the writer has read all that was sent."""
-        wait_until(lambda: not struct.unpack("i", fcntl.ioctl(self.socket, termios.TIOCOUTQ, b"\0\0\0\0"))[0],
-                   what="the writer has read all")
+        wait_until(lambda: unsent_bytes(self.socket) == 0, what="the writer has read all")
 
     def flush(self):
         self.send(message(FLUSH))

@@ -3,11 +3,14 @@
 Nothing here sleeps instead of waiting for a condition, and nothing is ended that was not started here.
 """
 import ctypes
+import fcntl
 import os
 import random
 import signal
 import socket
+import struct
 import subprocess
+import termios
 import time
 from pathlib import Path
 
@@ -99,6 +102,13 @@ def run(*command, **kwargs):
     return done
 
 
+def make(*arguments):
+    """Makes what `make check` makes before the tests, for those who run one file alone; one process at a time."""
+    with open(ROOT / "Makefile") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run("make", "-s", "-C", ROOT, *arguments, timeout=300)
+
+
 def end(process, signum=signal.SIGTERM, timeout=15):
     """Ends a Popen: politely, then for good. Returns its exit status."""
     if process.poll() is None:
@@ -147,6 +157,11 @@ def cpu_seconds(pid):
     """User and system time together."""
     fields = read_proc(pid, "stat").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def unsent_bytes(s):
+    """Bytes written to a socket that its peer's kernel has not acknowledged or, of a Unix one, its peer not read."""
+    return struct.unpack("i", fcntl.ioctl(s, termios.TIOCOUTQ, b"\0\0\0\0"))[0]
 
 
 def unread_bytes():

@@ -13,7 +13,7 @@ import threading
 import pytest
 
 import daemon as daemon_module
-from processes import ROOT, SANITIZED, run, state_of, wait_until
+from processes import ROOT, SANITIZED, make, state_of, wait_until
 from publisher import numbered, publish
 from wire import Wire
 
@@ -47,10 +47,7 @@ def test_a_build_without_failpoints_has_none_of_them():
 @pytest.fixture(scope="module")
 def build():
     """Made by `make check` before the tests; here for those who run this file alone."""
-    with open(ROOT / "Makefile") as lock:
-        import fcntl
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        run("make", "-s", "-C", ROOT, "FAILPOINTS=1", "all", timeout=300)
+    make("FAILPOINTS=1", "all")
     return PROGRAM
 
 

@@ -3,7 +3,6 @@ The MQTT socket with its buffers and without: what a broker may do to a stream o
 acknowledgements, the same reasons in the log and the same memory in three builds: with the buffers, without them, and
 with buffers that libmosquitto does not find.
 """
-import fcntl
 import time
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from daemon import PROGRAM
 from fakebroker import FakeBroker, publish
 from mutants import PROGRAMS, copy_tree
-from processes import BUILD, PATIENCE, ROOT, SANITIZED, cpu_seconds, run, wait_until
+from processes import BUILD, PATIENCE, ROOT, SANITIZED, cpu_seconds, make, run, wait_until
 from publisher import numbered
 from publisher import publish as publish_all
 from wire import SwallowingAddress
@@ -25,9 +24,7 @@ BUFFERED, UNBUFFERED, NOT_FOUND = "buffered", "unbuffered", "buffered, not found
 @pytest.fixture(scope="session")
 def without():
     """Made by `make check` before the tests; here for those who run this file alone."""
-    with open(ROOT / "Makefile") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        run("make", "-s", "-C", ROOT, "MQTT_SOCKET_BUFFER=0", "all", timeout=300)
+    make("MQTT_SOCKET_BUFFER=0", "all")
     return ROOT / "build.unbuffered/ingestd"
 
 
